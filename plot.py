@@ -1,0 +1,103 @@
+"""
+Draw the two scaling laws from the tables that the scripts wrote.
+
+    python plot.py                          # out/*.csv -> out/scaling.png
+    python plot.py out/seed0 out/seed1      # several runs of the same commands: their means
+
+Left, accuracy against the FLOPs spent in training, SFT and then RL; right, accuracy against the tokens spent on a problem
+at test time, a line for each method. Shaded: 95 % intervals (of several runs, the mean of theirs).
+"""
+import argparse
+import csv
+import os
+import sys
+from collections import defaultdict
+
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def read(folders, name):
+    """The rows of one table in all folders, numbers as floats."""
+    rows = []
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            continue
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for key, value in row.items():
+                    try:
+                        row[key] = float(value)
+                    except (TypeError, ValueError):
+                        pass
+                rows.append(row)
+    return rows
+
+
+def means(rows, keys, columns):
+    """Rows averaged over those that agree in keys: a list of dicts, in the order of first appearance."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[key] for key in keys)].append(row)
+    return [dict(zip(keys, group)) | {c: sum(row[c] for row in members) / len(members) for c in columns}
+            for group, members in groups.items()]
+
+
+def draw_training(axis, folders):
+    columns = ["flops", "greedy", "sampled", "pass16"]
+    sft, rl = (means(read(folders, name), ["step"], columns) for name in ("sft.csv", "rl.csv"))
+    rl = sft[-1:] + rl                      # RL goes on where SFT ended
+    for column, color, label in [("pass16", "tab:green", "pass@16"), ("greedy", "tab:blue", "greedy"), ("sampled", "tab:orange", "single sample")]:
+        axis.plot([row["flops"] for row in sft], [row[column] for row in sft], color=color, marker=".", label=label)
+        axis.plot([row["flops"] for row in rl], [row[column] for row in rl], color=color, marker=".")
+    if sft and len(rl) > 1:
+        axis.axvline(sft[-1]["flops"], color="gray", linewidth=1, linestyle=":")
+        axis.text(sft[-1]["flops"], 0.02, "SFT ends, RL begins ", ha="right", color="gray", fontsize=8)
+    axis.set(xlabel="train-time compute (FLOPs)", ylabel="accuracy on test problems", xscale="log", ylim=(0, 1.02), title="train-time scaling")
+    axis.legend(loc="upper left")
+
+
+def draw_search(axis, folders):
+    rows = means(read(folders, "search.csv"), ["method", "oracle", "budget"], ["accuracy", "ci_low", "ci_high", "tokens_per_problem"])
+    by_method = defaultdict(list)
+    for row in rows:
+        by_method[row["method"] + (" (oracle)" if row["oracle"] else "")].append(row)
+    for (method, points), color in zip(by_method.items(), plt.get_cmap("tab20").colors):
+        x, y = [p["tokens_per_problem"] for p in points], [p["accuracy"] for p in points]
+        without_model = method in ("random steps", "enumeration")
+        axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle="--" if without_model else "-",
+                  color="gray" if without_model else color, label=method)
+        axis.fill_between(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], color="gray" if without_model else color, alpha=0.15)
+    ticks = sorted({round(row["budget"]) for row in rows})
+    axis.set(xlabel="test-time compute (tokens a problem)", ylabel="accuracy on test problems", xscale="log", ylim=(0, 1.02), title="test-time scaling")
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.legend(fontsize=8, loc="lower right")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Draw accuracy against train-time and test-time compute.")
+    parser.add_argument("folders", nargs="*", default=["out"], help="where the tables are (default out); several are averaged")
+    parser.add_argument("--out", metavar="FILE", help="the picture (default: scaling.png in the first folder)")
+    args = parser.parse_args()
+    tables = ("sft.csv", "search.csv")
+    missing = [name for name in tables if not read(args.folders, name)]
+    if missing:
+        sys.exit(print(f"plot.py: error: no {' and no '.join(missing)} in {', '.join(args.folders)}: run train_sft.py, train_rl.py "
+                       "and search.py first", file=sys.stderr) or 2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    draw_training(left, args.folders)
+    draw_search(right, args.folders)
+    path = args.out or os.path.join(args.folders[0], "scaling.png")
+    try:
+        figure.savefig(path + ".tmp", format="png", dpi=120)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        sys.exit(print(f"plot.py: error: {path}: {error.strerror}", file=sys.stderr) or 2)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,443 @@
+"""
+Spend compute at test time: the same model, more tokens, higher accuracy.
+
+    python search.py                                # all methods over a few budgets -> out/search.csv
+    python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
+    python search.py --problems FILE                # your own problems, a prompt a line
+
+Three generators, and ways to choose among what they found:
+
+    sample_n   independent samples: greedy, a single sample, majority vote, best-of-N
+    beam       beam search over steps (a step is a line): keep the best few partial solutions at each depth
+    mcts       Monte-Carlo tree search over steps: PUCT with the policy as prior, the value head at the leaves
+
+A budget is a ceiling on the tokens generated for a problem, thrown-away ones included. A search sees the prompt only. Who
+chooses is said in brackets: (value), the value head; (verifier), the exact verifier, asked about finished completions only.
+In countdown that is honest, because to check a solution takes no hidden answer; in expression it is not, and is marked so.
+
+Deviations from AlphaZero (Silver et al. 2017): a single player, so no sign flips; no noise at the root; a node has too
+many possible steps to list, so an expansion adds one child, the likeliest that is still missing.
+"""
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import (Parser, choose_device, flops_per_token, load_checkpoint, open_folder, run_script, save_table)
+from sample import generate
+from verify import (EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems, verify)
+
+STOPS = (NEWLINE, EOS)                      # where a step ends
+
+
+@dataclass
+class Result:
+    completion: str
+    score: float                            # of whoever chose it, in [0, 1]
+    tokens: int                             # all that were generated for it, those thrown away too
+    read: int = 0                           # prompt tokens that were read, again for each continuation
+    finished: bool = True                   # whether the completion ended in <|eos|>
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Independent samples
+
+def sample_n(model, problems, budget, temperature=1.0, n=None, generator=None, stop_when_correct=False):
+    """
+    Independent samples for each problem until its budget is spent, or n of them: for each problem a list of Result, the
+    score being the value head's at the end. A sample that meets the ceiling is cut off there, and counts.
+    """
+    prompts = [encode(problem.prompt) for problem in problems]
+    found, spent = [[] for _ in problems], [0] * len(problems)
+    room = max_tokens(problems[0].task, problems[0].level)
+    while True:
+        rows, limits = [], []
+        for i in range(len(problems)):      # as many as surely fit; when none does, one that may be cut off
+            left = budget - spent[i]
+            wanted = max(left // room, min(left, 1)) if n is None else n - len(found[i])
+            if stop_when_correct and any(result.score == 1.0 for result in found[i]):
+                wanted = 0
+            rows += [i] * wanted
+            limits += [min(room, left)] * wanted
+        if not rows:
+            return found
+        samples = generate(model, [prompts[i] for i in rows], limits, temperature, (EOS,), generator)
+        lengths = samples.mask.sum(1)
+        at_end = samples.values.gather(1, lengths[:, None] - 1).squeeze(1).tolist()     # before <|eos|>: of all of it
+        for i, ids, row, length, value in zip(rows, samples.finished((EOS,)), samples.tokens.tolist(), lengths.tolist(), at_end):
+            completion = decode(row[:length] if ids is None else ids)
+            score = sigmoid(value) if ids is not None else 0.0
+            if stop_when_correct:
+                score = float(ids is not None and verify(problems[i], completion).correct)
+            found[i].append(Result(completion, score, length, len(prompts[i]), ids is not None))
+            spent[i] += length
+
+
+def answer_of(problem, completion):
+    """What is voted on: in expression the answer; in countdown, where there is none, the solution itself."""
+    return completion.split("\n")[-2] if problem.task == "expression" and "\n" in completion else completion
+
+
+def pick(results, score):
+    """One Result for all of a problem's samples: the one with the best score, the tokens of all."""
+    if not results:
+        return Result("", 0.0, 0, 0, False)
+    best = max(results, key=score)
+    return Result(best.completion, score(best), sum(r.tokens for r in results), sum(r.read for r in results), best.finished)
+
+
+def greedy(model, problems, budget, scorer, args, generator):
+    return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, 0.0, n=1)]
+
+
+def single(model, problems, budget, scorer, args, generator):
+    return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, n=1, generator=generator)]
+
+
+def majority(model, problems, budget, scorer, args, generator):
+    results = []
+    for problem, found in zip(problems, sample_n(model, problems, budget, generator=generator)):
+        votes = Counter(answer_of(problem, r.completion) for r in found if r.finished)
+        results.append(pick(found, lambda r: votes[answer_of(problem, r.completion)] / len(found) if r.finished else 0.0))
+    return results
+
+
+def best_of_n(model, problems, budget, scorer, args, generator):
+    found = sample_n(model, problems, budget, generator=generator, stop_when_correct=scorer == "verifier")
+    return [pick(results, lambda r: r.score) for results in found]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Search over steps: the tree
+
+@dataclass
+class Node:
+    ids: list                               # prompt and steps so far
+    prior: float = 1.0                      # probability of the last step under the policy
+    value: float = 0.5                      # P(this ends correct): value head; of a finished one, whoever judges
+    parent: "Node" = None
+    children: list = field(default_factory=list)
+    branches: list = field(default_factory=lambda: [(0.0, [])])     # where new children may begin: (log-prob, first tokens)
+    visits: int = 0
+    total: float = 0.0                      # sum of what was backed up through here
+    finished: bool = False                  # ended in <|eos|>
+    closed: bool = False                    # nothing left to find below
+
+    @property
+    def q(self):
+        return self.total / self.visits if self.visits else self.value
+
+
+class Search:
+    """What one problem's search has found and spent, whatever the order in which its nodes are expanded."""
+
+    def __init__(self, problem, budget, scorer):
+        self.problem, self.budget, self.scorer = problem, budget, scorer
+        self.prompt = encode(problem.prompt)
+        self.root = Node(self.prompt)
+        self.finished, self.spent, self.read = [], 0, 0
+
+    @property
+    def over(self):
+        solved = self.scorer == "verifier" and any(node.value == 1.0 for node in self.finished)
+        return solved or self.spent + 2 > self.budget or self.root.closed       # a branch and one more token are the least
+
+    def completion(self, node):
+        return decode(node.ids[len(self.prompt):-1 if node.finished else None])
+
+    def result(self):
+        if not self.finished:
+            return Result("", 0.0, self.spent, self.read, False)
+        best = max(self.finished, key=lambda node: (node.value, node.parent.prior))
+        return Result(self.completion(best), float(best.value), self.spent, self.read)
+
+
+def expand(model, searches, nodes):
+    """
+    Give each node one more child: the step that begins with the likeliest branch not yet taken, and goes on greedily. No
+    step is found twice, and a new one costs only the tokens behind its branching point. The tokens that were second and
+    third best on the way become branches in their turn. One batch for all nodes; the child's value comes from the same pass.
+    Returns the children, None where a step was cut off.
+    """
+    begins = [node.branches.pop(max(range(len(node.branches)), key=lambda i: node.branches[i][0])) for node in nodes]
+    room = max_tokens(searches[0].problem.task, searches[0].problem.level)
+    limits = [min(room, search.budget - search.spent - 1) for search in searches]
+    samples = generate(model, [node.ids + begin for node, (_, begin) in zip(nodes, begins)], limits, 0.0, STOPS, n_top=3)
+    first_values, children = samples.values[:, 0].tolist(), []
+    columns = (samples.tokens, samples.mask.sum(1), samples.logprobs, samples.end_values, samples.top_logprobs, samples.top_tokens)
+    for search, node, (logprob, begin), ids, length, logprobs, value, top_logprobs, top_ids in zip(
+            searches, nodes, begins, *(column.tolist() for column in columns)):
+        search.spent += length + bool(begin)            # the branch's own token was generated too
+        search.read += len(node.ids) + len(begin)
+        if node is search.root and not begin:
+            node.value = float(sigmoid(first_values[len(children)]))
+        ids = begin + ids[:length]
+        for t in range(len(begin), len(ids)):
+            for lp, token in zip(top_logprobs[t - len(begin)], top_ids[t - len(begin)]):
+                if token != ids[t] and token not in STOPS:
+                    node.branches.append((logprob + lp, ids[:t] + [token]))
+            logprob += logprobs[t - len(begin)]
+        child = None
+        if ids[-1] in STOPS:
+            child = Node(node.ids + ids, float(np.exp(logprob)), float(sigmoid(value)), node)
+            if ids[-1] == EOS:
+                child.finished = child.closed = node.closed = True      # who would end here need not go on
+                child.value = node.value    # of what stood before <|eos|>
+                if search.scorer == "verifier":
+                    child.value = float(verify(search.problem, search.completion(child)).correct)
+                search.finished.append(child)
+            node.children.append(child)
+        children.append(child)
+    return children
+
+
+def beam(model, problems, budget, scorer, args, generator=None):
+    """
+    Beam search over steps: each depth turns the beams of a problem into about 2 x width candidates, of which the best
+    by value go on. The width is what the budget allows.
+    """
+    searches = [Search(problem, budget, scorer) for problem in problems]
+    width = max(1, round(budget / (2 * max_tokens(problems[0].task, problems[0].level))))
+    beams = [[search.root] for search in searches]
+    while any(beams):
+        for turn in range(2 * width):       # a candidate for each problem, from its beams in turn
+            pairs = []
+            for search, nodes in zip(searches, beams):
+                open_nodes = [node for node in nodes if not node.closed]
+                if open_nodes and not search.over:
+                    pairs.append((search, open_nodes[turn % len(open_nodes)]))
+            if pairs:
+                expand(model, *zip(*pairs))
+        for i, nodes in enumerate(beams):
+            children = [child for node in nodes for child in node.children if not child.finished]
+            beams[i] = sorted(children, key=lambda child: -child.value)[:width] if not searches[i].over else []
+    return [search.result() for search in searches]
+
+
+def select(root, c_puct):
+    """
+    The node to expand: from the root down, argmax of Q + c P sqrt(visits of the parent) / (1 + visits) (PUCT, Silver et
+    al. 2017, p. 8). A node's next new child competes with the children it has, with its branch's probability as P and
+    the node's own value as Q; where it wins, that is the place.
+    """
+    node = root
+    while True:
+        def puct(child):
+            return child.q + c_puct * child.prior * node.visits ** 0.5 / (1 + child.visits)
+
+        best = max((child for child in node.children if not child.closed), key=puct, default=None)
+        if node.branches:
+            branch = Node([], prior=np.exp(max(node.branches)[0]), value=node.value)
+            if best is None or puct(branch) >= puct(best):
+                return node
+        node = best
+
+
+def backup(node, value):
+    """Add a value to a node and to all above; close those with nothing left to find."""
+    while node:
+        node.visits += 1
+        node.total += value
+        node.closed = node.closed or not node.branches and all(child.closed for child in node.children)
+        node = node.parent
+
+
+def mcts(model, problems, budget, scorer, args, generator=None, searches=None):
+    """Monte-Carlo tree search over steps, all problems side by side: select, expand, evaluate, backup until the budget is spent."""
+    searches = searches or [Search(problem, budget, scorer) for problem in problems]
+    while live := [search for search in searches if not search.over]:
+        nodes = [select(search.root, args.c_puct) for search in live]
+        for node, child in zip(nodes, expand(model, live, nodes)):      # expand evaluates too: a child comes with its value
+            backup(child or node, child.value if child else 0.0)
+    return [search.result() for search in searches]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Without a model
+
+def random_steps(model, problems, budget, scorer, args, generator):
+    """Random legal steps to the end, again and again until the verifier is content or the budget is spent."""
+    rng, results = np.random.default_rng(args.seed), []
+    for problem in problems:
+        spent, solution = 0, ""
+        while spent < budget and not solution:
+            text, left = "", list(problem.numbers)
+            while len(left) > 1:
+                steps = legal_steps(left)
+                line, left = steps[rng.integers(len(steps))]
+                text += line
+            spent += len(encode(text)) + 1
+            solution = text if spent <= budget and left == [problem.target] else ""
+        results.append(Result(solution, float(bool(solution)), min(spent, budget)))
+    return results
+
+
+def enumeration(model, problems, budget, scorer, args, generator):
+    """Every path in order, depth first, each line written once, until one hits the target or the budget is spent."""
+    def visit(problem, numbers, spent):
+        for line, left in legal_steps(numbers):
+            spent += len(encode(line))
+            if spent >= budget:
+                return spent, ""
+            if left == [problem.target]:
+                return spent + 1, line
+            spent, rest = visit(problem, left, spent)
+            if rest or spent >= budget:
+                return spent, line + rest if rest else ""
+        return spent, ""
+
+    results = []
+    for problem in problems:
+        spent, solution = visit(problem, problem.numbers, 0)
+        results.append(Result(solution, float(bool(solution)), min(spent, budget)))
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The table
+
+METHODS = {                                 # name: (function, scorer)
+    "greedy": (greedy, "value"),
+    "single sample": (single, "value"),
+    "majority": (majority, "vote"),
+    "best-of-n (value)": (best_of_n, "value"),
+    "best-of-n (verifier)": (best_of_n, "verifier"),
+    "beam (value)": (beam, "value"),
+    "beam (verifier)": (beam, "verifier"),
+    "mcts (value)": (mcts, "value"),
+    "mcts (verifier)": (mcts, "verifier"),
+    "random steps": (random_steps, "verifier"),
+    "enumeration": (enumeration, "verifier"),
+}
+
+
+def wilson(k, n, z=1.96):
+    """The 95 % interval of a fraction k / n (Wilson 1927)."""
+    p, z2 = k / n, z * z
+    centre, half = p + z2 / (2 * n), z * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
+def measure(model, problems, name, budget, args):
+    """One row of the table."""
+    method, scorer = METHODS[name]
+    generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
+    started, results = time.time(), []
+    for i in range(0, len(problems), args.batch_size):
+        results += method(model, problems[i:i + args.batch_size], budget, scorer, args, generator)
+    seconds, n = time.time() - started, len(problems)
+    correct = sum(r.finished and verify(problem, r.completion).correct for problem, r in zip(problems, results))
+    tokens = sum(r.tokens for r in results) / n
+    low, high = wilson(correct, n)
+    context = len(encode(problems[0].prompt)) + max_tokens(args.task, args.level) / 2
+    read = sum(r.read for r in results) / n
+    return {"task": args.task, "level": args.level, "checkpoint": args.init, "seed": args.seed, "method": name,
+            "oracle": int(scorer == "verifier" and args.task == "expression"), "budget": budget, "problems": n,
+            "accuracy": correct / n, "ci_low": low, "ci_high": high, "tokens_per_problem": tokens,
+            "flops_per_problem": (tokens + read) * flops_per_token(model.config, context) if read else 0,
+            "seconds": round(seconds, 2)}
+
+
+def print_tree(search, node, c_puct, indent=""):
+    """The tree below a node: visits, mean value backed up, prior, value head, and the line."""
+    for child in sorted(node.children, key=lambda child: (-child.visits, -child.value)):
+        line = decode(child.ids[len(node.ids):]).rstrip("\n")
+        mark = "" if not child.finished else "  right" if child.value == 1.0 else "  wrong"
+        print(f"{indent}{line:<{40 - len(indent)}} N {child.visits:<4} Q {child.q:.2f}  P {child.prior:.2f}  V {child.value:.2f}{mark}")
+        print_tree(search, child, c_puct, indent + "    ")
+
+
+def ask(model, problem, args):
+    """Solve one problem by tree search and show the tree."""
+    scorer = "verifier" if problem.task == "countdown" else "value"
+    search = Search(problem, args.budgets[-1], scorer)
+    result, = mcts(model, [problem], args.budgets[-1], scorer, args, searches=[search])
+    print(f"{problem.prompt.rstrip()}    N visits, Q mean value backed up, P prior of the policy, V value head\n")
+    print_tree(search, search.root, args.c_puct)
+    verdict = verify(problem, result.completion)
+    print(f"\n{problem.prompt}{result.completion}{'solved' if verdict.correct else 'not solved'} ({verdict.reason}), {result.tokens} tokens")
+
+
+def read_problems(path):
+    """Problems from a file with a prompt a line; ValueError names the line that is wrong."""
+    problems = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                problems.append(parse_problem(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    if not problems:
+        raise ValueError(f"{path} holds no problems")
+    return problems
+
+
+def check_trained(problem, args, where=""):
+    if (problem.task, problem.level) != (args.task, args.level):
+        raise ValueError(f"{where}{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; {args.init} was "
+                         f"trained on {args.task} at level {args.level}")
+
+
+def main():
+    parser = Parser(description="Search with a trained model: a table of methods and budgets, or one problem of yours.")
+    # the model
+    parser.shared("--init", "--task", "--level", task=None)
+    # the search
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[40, 75, 150, 300], metavar="N",
+                        help="ceilings on the tokens generated for a problem (default 40 75 150 300)")
+    parser.add_argument("--c-puct", type=float, default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
+    # the problems
+    parser.add_argument("--n-problems", type=int, default=1000, help="test problems (default 1000)")
+    parser.add_argument("--problems", metavar="FILE", help="measure on these prompts instead, one a line")
+    parser.add_argument("--ask", metavar="PROMPT", help='solve one problem and show the tree, as in --ask "25 8 7>24"')
+    # the run
+    parser.add_argument("--batch-size", type=int, default=250, help="problems searched side by side (default 250)")
+    parser.shared("--out", "--device", "--seed")
+    args = parser.parse_args()
+    try:
+        device = choose_device(args.device)
+        args.init = args.init or next((path for name in ("rl.pt", "sft.pt") if os.path.exists(path := os.path.join(args.out, name))),
+                                      os.path.join(args.out, "rl.pt"))
+        model, checkpoint = load_checkpoint(args.init, device)
+        for flag in ("task", "level"):
+            setattr(args, flag, getattr(args, flag) or checkpoint["flags"][flag])
+        if args.ask:
+            problem = parse_problem(args.ask)
+            check_trained(problem, args)
+            if not state_value(problem, ""):
+                raise ValueError(f"{args.ask} has no solution: all ways to put the numbers together were tried")
+            return ask(model, problem, args)
+        if args.problems:
+            problems = read_problems(args.problems)
+            for number, problem in enumerate(problems, 1):
+                check_trained(problem, args, f"{args.problems}, line {number}: ")
+        else:
+            problems = test_problems(args.task, args.level, args.n_problems)
+    except ValueError as error:
+        parser.error(str(error))
+    open_folder(args.out, "search.csv")
+    print(f"search.py on {device}: {vars(args)}")
+
+    methods = args.methods or [name for name in METHODS if args.task == "countdown" or METHODS[name][0] not in (random_steps, enumeration)]
+    work = [(name, budget) for name in methods for budget in (args.budgets if name not in ("greedy", "single sample") else args.budgets[:1])]
+    table, bar = [], tqdm(work, desc="search")
+    for name, budget in bar:
+        row = measure(model, problems, name, budget, args)
+        table.append(row)
+        bar.write(f"{name + ' *' * row['oracle']:22} budget {budget:5}  accuracy {100 * row['accuracy']:5.1f}% "
+                  f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]  {row['tokens_per_problem']:6.1f} tokens a problem  {row['seconds']:.1f} s")
+    save_table(os.path.join(args.out, "search.csv"), table)
+    print(f"wrote {args.out}/search.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)

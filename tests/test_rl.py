@@ -1,0 +1,141 @@
+"""What the algorithms compute, against the formulas written out: advantages, GAE, the clipped loss, the rollouts' bookkeeping."""
+import argparse
+
+import pytest
+import torch
+
+import train_rl
+from model import GPT, GPTConfig, make_optimizers
+from train_rl import forward, get_advantages, policy_loss, rollout
+from train_sft import make_batch
+from verify import EOS, PAD, decode, make_judge, make_problems, parse_problem, verify
+
+ARGS = argparse.Namespace(task="countdown", level=2, prompts=6, samples=4, seed=0, algo="reinforce", lam=0.95, clip=0.2, epochs=2,
+                          minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0)
+
+
+def random_model(seed=0):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def test_reinforce_advantage_is_reward_minus_group_mean():
+    rewards = torch.tensor([1.0, 0, 0, 0, 1, 1])
+    mask = torch.tensor([[1, 1, 0]] * 6).bool()
+    advantages = get_advantages("reinforce", rewards, torch.rand(6, 3), mask, 3, 0.9)
+    expected = torch.tensor([2 / 3, -1 / 3, -1 / 3, -2 / 3, 1 / 3, 1 / 3])
+    torch.testing.assert_close(advantages, expected[:, None] * mask)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
+def test_gae_is_the_sum_of_equation_16(lam):
+    torch.manual_seed(0)
+    values, rewards = torch.rand(3, 6), torch.tensor([1.0, 0.0, 1.0])
+    lengths, starts = [4, 5, 2], [0, 1, 2]  # the mask may begin anywhere, as prompts are not equally long
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    for row, (start, n) in enumerate(zip(starts, lengths)):
+        mask[row, start:start + n] = True
+    advantages = get_advantages("ppo", rewards, values, mask, 1, lam)
+    for row, (start, n) in enumerate(zip(starts, lengths)):
+        v = values[row, start:start + n].tolist() + [0.0]
+        delta = [(rewards[row].item() if t == n - 1 else 0.0) + v[t + 1] - v[t] for t in range(n)]
+        for t in range(n):
+            assert advantages[row, start + t].item() == pytest.approx(sum(lam ** k * delta[t + k] for k in range(n - t)), abs=1e-6)
+    assert not advantages[~mask].any()
+
+
+def test_on_policy_ppo_gradient_is_reinforces():
+    logprobs = torch.randn(4, 5, requires_grad=True)
+    advantages = torch.randn(4, 5)
+    gradients = [torch.autograd.grad(policy_loss(algo, logprobs, logprobs.detach(), advantages, 0.2).sum(), logprobs)[0]
+                 for algo in ("reinforce", "ppo")]
+    torch.testing.assert_close(*gradients)
+
+
+def test_ppo_clips_only_what_goes_too_far():
+    old = torch.zeros(4)
+    logprobs = torch.tensor([0.5, 0.5, -0.5, -0.5], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss = policy_loss("ppo", logprobs, old, advantages, 0.2)
+    torch.testing.assert_close(loss, torch.tensor([-1.2, 0.5 ** 0 * 2.718281828 ** 0.5, -2.718281828 ** -0.5, 0.8]))
+    gradient = torch.autograd.grad(loss.sum(), logprobs)[0]
+    assert (gradient == 0).tolist() == [True, False, False, True]
+
+
+def test_rollout_rows_are_prompt_completion_padding():
+    model = random_model()
+    batch = rollout(model, ARGS, 3, torch.device("cpu"))
+    assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
+    for idx, nxt, action, reward in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
+        assert idx[1:].tolist() == nxt[:-1].tolist()
+        prompt = idx[:int(action.nonzero()[0]) + 1].tolist()
+        problem = parse_problem(decode(prompt))
+        completion = nxt[action].tolist()
+        assert idx.tolist()[:len(prompt) + len(completion)] + [PAD] * 0 == (prompt + completion)[:len(idx)]
+        ended = completion[-1] == EOS
+        assert bool(reward) == (ended and verify(problem, decode(completion[:-1])).correct)
+
+
+def test_same_seed_same_rollout():
+    one, same, other = (rollout(random_model(), ARGS, step, torch.device("cpu"))["idx"] for step in (1, 1, 2))
+    assert torch.equal(one, same) and (one.shape != other.shape or not torch.equal(one, other))
+
+
+def fixed_batch(model):
+    """Two samples of one problem, one rewarded, as if sampled by the model."""
+    torch.manual_seed(1)
+    idx = torch.randint(3, 24, (2, 12))
+    action = torch.zeros(2, 11, dtype=torch.bool)
+    action[:, 5:] = True
+    return {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": torch.tensor([1.0, 0.0], dtype=torch.double)}
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "ppo"])
+def test_learning_prefers_what_was_rewarded(algo):
+    model = random_model()
+    batch = fixed_batch(model)
+    args = argparse.Namespace(**{**vars(ARGS), "algo": algo, "samples": 2})
+    optimizers = make_optimizers(model, 1e-3)
+
+    def total():
+        logprobs, _, values = forward(model, batch)
+        return (logprobs * batch["action"]).sum(1), (values * batch["action"]).sum(1) / 6
+    (before, values_before) = total()
+    for _ in range(3):
+        metrics = train_rl.learn(model, None, optimizers, batch, args, 1e-3)
+    (after, values_after) = total()
+    assert after[0] - before[0] > after[1] - before[1] + 0.1        # the rewarded sample gained on the other
+    assert values_after[0] - values_before[0] > values_after[1] - values_before[1]      # and so did its value
+    assert metrics["entropy"] > 0 and metrics["approx_kl"] >= 0 and 0 <= metrics["clipfrac"] <= 1
+
+
+def test_kl_penalty_holds_the_policy_back():
+    moved = []
+    for kl_coef in (0.0, 5.0):
+        model, reference = random_model(), random_model()
+        batch = fixed_batch(model)
+        args = argparse.Namespace(**{**vars(ARGS), "samples": 2, "kl_coef": kl_coef})
+        optimizers = make_optimizers(model, 1e-3)
+        for _ in range(8):
+            train_rl.learn(model, reference if kl_coef else None, optimizers, batch, args, 1e-3)
+        with torch.no_grad():
+            log_ratio = forward(reference, batch)[0] - forward(model, batch)[0]
+            moved.append((log_ratio.exp() - 1 - log_ratio)[batch["action"]].mean().item())
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_sft_batch_has_loss_on_the_completion_and_its_stop_token_only():
+    problems, solutions = make_problems("countdown", 3, 5, __import__("numpy").random.default_rng(0))
+    prompts, completions = [[*map(int, [5, 6, 7][:1 + i % 3])] for i in range(5)], [[8, 9, EOS], [8, EOS], [4, 4, 4, EOS], [EOS], [7, EOS]]
+    idx, targets = make_batch(prompts, completions, "cpu")
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        whole = prompt + completion
+        assert idx[row, :len(whole) - 1].tolist() == whole[:-1] and not idx[row, len(whole) - 1:].any()
+        assert targets[row][targets[row] >= 0].tolist() == completion
+        assert targets[row, len(prompt) - 1] == completion[0] and (targets[row, :len(prompt) - 1] == -1).all()
+    judge = make_judge(problems)
+    from verify import encode
+    assert judge(0, encode(solutions[0])) and not judge(0, None) and not judge(1, encode(solutions[0]))

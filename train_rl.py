@@ -1,0 +1,246 @@
+"""
+Reinforcement learning against the exact verifier, REINFORCE or PPO.
+
+    python train_rl.py                      # out/sft.pt -> out/rl.pt, out/rl.csv
+    python train_rl.py --algo ppo
+
+A step: (1) sample several completions for each of a batch of fresh problems; (2) reward 1 for a completion that ends and
+that the verifier accepts, else 0; (3) drop the problems whose samples are all right or all wrong; (4) turn rewards into
+an advantage for each token; (5) one or more optimizer steps on the policy loss, plus the value head's.
+
+What differs between the algorithms is in `get_advantages`, in `policy_loss`, and in the number of epochs and minibatches:
+
+    reinforce   advantage = reward - mean reward of the problem's samples; one on-policy step, so no ratio and no clip
+    ppo         advantage = GAE over the value head; several steps on the same samples, held by the clipped ratio
+
+Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al. 2025); groups
+without signal are dropped (DAPO, Yu et al. 2025); the critic's targets are the outcomes themselves, lambda = 1, and only
+the policy's lambda is lower (VC-PPO, Yuan et al. 2025); discount 1.
+"""
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from model import (Parser, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
+                   optimizer_step, run_script, save_checkpoint, save_table)
+from sample import evaluate, generate
+from verify import EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+
+
+def parse_args():
+    parser = Parser(description="REINFORCE or PPO against the verifier: writes rl.pt and rl.csv.")
+    # the start
+    parser.shared("--init", "--task", "--level", task=None)
+    # the rollouts
+    parser.add_argument("--algo", default="reinforce", choices=["reinforce", "ppo"], help="default reinforce")
+    parser.add_argument("--steps", type=int, default=100, help="rollout batches (default 100)")
+    parser.add_argument("--prompts", type=int, default=128, help="problems a step (default 128)")
+    parser.add_argument("--samples", type=int, default=8, help="completions for each problem (default 8)")
+    # the loss
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument("--warmup", type=int, default=5, help="steps of linear warm-up (default 5)")
+    parser.add_argument("--value-coef", type=float, default=0.5, help="weight of the value loss (default 0.5)")
+    parser.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default 0)")
+    parser.add_argument("--kl-coef", type=float, default=0.0, help="weight of the KL divergence to --init (default 0)")
+    # PPO only
+    parser.add_argument("--lam", type=float, default=0.95, help="ppo: lambda of GAE (default 0.95)")
+    parser.add_argument("--clip", type=float, default=0.2, help="ppo: the ratio is clipped to 1 +- this (default 0.2)")
+    parser.add_argument("--epochs", type=int, default=2, help="ppo: passes over each batch of rollouts (default 2)")
+    parser.add_argument("--minibatches", type=int, default=2, help="ppo: optimizer steps a pass (default 2)")
+    # the run
+    parser.add_argument("--log-every", type=int, default=20, help="steps between rows of rl.csv (default 20)")
+    parser.add_argument("--log-problems", type=int, default=200, help="test problems for these rows (default 200)")
+    parser.add_argument("--test-problems", type=int, default=1000, help="test problems at the end (default 1000)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
+    parser.shared("--out", "--device", "--seed")
+    return parser, parser.parse_args()
+
+
+def get_advantages(algo, rewards, values, mask, group_size, lam):
+    """
+    The advantage of each token: rewards (B,), values (B, T) as probabilities, mask (B, T) -> (B, T).
+
+    reinforce: A = r - mean of r over the samples of the same problem, the same for every token of a completion.
+    ppo: A_t = sum_k lam^k delta_{t+k}, delta_t = V_{t+1} - V_t, and r - V_t at the last token (GAE, Schulman et al. 2016,
+    equation 16, discount 1, one reward at the end).
+    """
+    if algo == "reinforce":
+        groups = rewards.view(-1, group_size)
+        advantages = (groups - groups.mean(1, keepdim=True)).view(-1, 1).expand_as(values)
+    else:
+        is_last = mask & ~F.pad(mask[:, 1:], (0, 1))                    # (B, T)
+        next_values = F.pad(values[:, 1:], (0, 1)).where(~is_last, rewards[:, None])
+        deltas = next_values - values
+        advantages, running = torch.zeros_like(values), torch.zeros_like(rewards)
+        for t in reversed(range(values.size(1))):
+            running = (deltas[:, t] + lam * running) * mask[:, t]
+            advantages[:, t] = running
+    return advantages * mask
+
+
+def policy_loss(algo, logprobs, old_logprobs, advantages, clip):
+    """The loss of each token (B, T), to be summed. On policy the ratio is 1, and PPO's gradient is REINFORCE's."""
+    if algo == "reinforce":
+        return -advantages * logprobs
+    ratio = (logprobs - old_logprobs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)    # Schulman et al. 2017, eq. 7
+
+
+def rollout(model, args, step, device):
+    """Fresh problems, --samples completions of each, and their verdicts: a dict of tensors with a row for each completion."""
+    rng = np.random.default_rng([args.seed, 1, step])                   # all that is random in this step
+    problems, _ = make_problems(args.task, args.level, args.prompts, rng)
+    prompts = [encode(problem.prompt) for problem in problems]
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
+    samples = generate(model, prompts, max_tokens(args.task, args.level), 1.0, (EOS,), generator, args.samples)
+    judge = make_judge(problems)
+    rewards = [float(judge(row // args.samples, ids)) for row, ids in enumerate(samples.finished((EOS,)))]
+
+    # One row: prompt, completion, padding. action[:, t] is whether the token after idx[:, t] was sampled.
+    B, T_new = samples.tokens.shape
+    lengths = [len(prompt) for prompt in prompts for _ in range(args.samples)]
+    T = max(lengths) + T_new
+    idx = torch.full((B, T), PAD, device=device)
+    action = torch.zeros((B, T), dtype=torch.bool, device=device)
+    start = torch.tensor(lengths, device=device)[:, None]
+    columns = start + torch.arange(T_new, device=device)                # where the new tokens go
+    idx[:, :max(lengths)] = torch.tensor([p + [PAD] * (max(lengths) - len(p)) for p in prompts for _ in range(args.samples)])
+    idx.scatter_(1, columns, samples.tokens)
+    action.scatter_(1, columns - 1, samples.mask)
+    return {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action[:, :-1], "rewards": torch.tensor(rewards, device=device)}
+
+
+def forward(model, batch):
+    """What the learner sees: log-probs of the sampled tokens (B, T), entropy (B, T), value logits (B, T)."""
+    logits, values = model(batch["idx"])
+    logprobs = logits.log_softmax(-1)                                   # (B, T, V)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, batch["next"][..., None]).squeeze(-1), entropy, values
+
+
+@torch.no_grad()
+def forward_all(model, batch, micro_batch):
+    parts = [forward(model, part) for part in split(batch, micro_batch)]
+    return [torch.cat(column) for column in zip(*parts)]
+
+
+def split(batch, size):
+    return (dict(zip(batch, part)) for part in zip(*(tensor.split(size) for tensor in batch.values())))
+
+
+def learn(model, reference, optimizers, batch, args, lr):
+    """All optimizer steps on one batch of rollouts; returns the metrics of the last pass over it."""
+    micro_batch = 256                                                   # rows in memory at once; does not change the result
+    old_logprobs, _, old_values = forward_all(model, batch, micro_batch)
+    advantages = get_advantages(args.algo, batch["rewards"], old_values.sigmoid(), batch["action"], args.samples, args.lam)
+    batch = {**batch, "old_logprobs": old_logprobs, "advantages": advantages}
+    if reference:
+        batch["ref_logprobs"] = forward_all(reference, batch, micro_batch)[0]
+    epochs, minibatches = (args.epochs, args.minibatches) if args.algo == "ppo" else (1, 1)
+    B = len(batch["idx"])
+    for epoch in range(epochs):
+        totals = dict.fromkeys(["approx_kl", "clipfrac", "entropy", "value_loss"], 0.0)
+        order = torch.randperm(B, generator=torch.Generator().manual_seed(epoch)) if minibatches > 1 else torch.arange(B)
+        for rows in order.to(batch["idx"].device).chunk(minibatches):
+            minibatch = {key: tensor[rows] for key, tensor in batch.items()}
+            # The sum over tokens is divided by the tokens of the whole batch, not of each completion: otherwise tokens of
+            # long completions would count less, and wrong answers would pay for being long (Dr. GRPO).
+            n_tokens = minibatch["action"].sum()
+            for part in split(minibatch, micro_batch):
+                logprobs, entropy, values = forward(model, part)
+                loss = policy_loss(args.algo, logprobs, part["old_logprobs"], part["advantages"], args.clip)
+                labels = part["rewards"][:, None].expand_as(values)
+                value_loss = F.binary_cross_entropy_with_logits(values, labels, reduction="none")
+                loss = loss + args.value_coef * value_loss - args.entropy_coef * entropy
+                if reference:                                           # Schulman's k3 estimator, never negative
+                    log_ratio = part["ref_logprobs"] - logprobs
+                    loss = loss + args.kl_coef * (log_ratio.exp() - 1 - log_ratio)
+                (loss * part["action"]).sum().div(n_tokens).backward()
+                with torch.no_grad():
+                    log_ratio = logprobs - part["old_logprobs"]
+                    measured = {"approx_kl": log_ratio.exp() - 1 - log_ratio, "entropy": entropy, "value_loss": value_loss,
+                                "clipfrac": ((log_ratio.exp() - 1).abs() > args.clip).float()}
+                    for key, per_token in measured.items():
+                        totals[key] += (per_token * part["action"]).sum().item() / batch["action"].sum().item()
+            totals["grad_norm"] = optimizer_step(model, optimizers, lr)
+    returns = batch["rewards"][:, None].expand_as(old_values)[batch["action"]]
+    predicted = old_values.sigmoid()[batch["action"]]
+    totals["explained_variance"] = 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
+    return totals
+
+
+def main():
+    parser, args = parse_args()
+    try:
+        device = choose_device(args.device)
+        source = os.path.join(args.out, "rl.pt") if args.resume else args.init or os.path.join(args.out, "sft.pt")
+        model, checkpoint = load_checkpoint(source, device)
+        trained = checkpoint["flags"]
+        if args.resume:
+            args.__dict__.update(trained, out=args.out, device=args.device)
+        for flag in ("task", "level"):                                  # those of the checkpoint, if not given
+            setattr(args, flag, getattr(args, flag) or trained[flag])
+        test = test_problems(args.task, args.level, args.test_problems)
+        reference = load_checkpoint(args.init or os.path.join(args.out, "sft.pt"), device)[0] if args.kl_coef else None
+    except ValueError as error:
+        parser.error(str(error))
+    open_folder(args.out, *([] if args.resume else ["rl.pt", "rl.csv"]))
+    print(f"train_rl.py on {device}: {vars(args)}")
+
+    optimizers = make_optimizers(model, args.lr)
+    tokens, flops, start, table = checkpoint["tokens"], checkpoint["flops"], 0, []
+    if args.resume:
+        start, table = checkpoint["step"], checkpoint["table"]
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+            optimizer.load_state_dict(state)
+    prompts = [encode(problem.prompt) for problem in test]
+
+    def measure(n):
+        return evaluate(model, prompts[:n], make_judge(test), max_tokens(args.task, args.level), (EOS,), seed=args.seed)
+
+    def save(step):
+        save_checkpoint(os.path.join(args.out, "rl.pt"), model, optimizers, step=step, tokens=tokens, flops=flops,
+                        table=table, flags=vars(args))
+        if table:
+            save_table(os.path.join(args.out, "rl.csv"), table)
+
+    ctrl_c = catch_ctrl_c()
+    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.algo, mininterval=1)
+    for step in bar:
+        batch = rollout(model, args, step, device)
+        rewards, n_new = batch["rewards"], batch["action"].sum().item()
+        groups = rewards.view(-1, args.samples)
+        mixed = groups.min(1).values < groups.max(1).values             # (prompts,)
+        metrics = {"reward": rewards.mean().item(), "mixed": mixed.float().mean().item(), "length": n_new / len(rewards)}
+        n_learnt = 0
+        if mixed.any():
+            kept = {key: tensor[mixed.repeat_interleave(args.samples)] for key, tensor in batch.items()}
+            lr = args.lr * min(1.0, (step + 1) / args.warmup) * (1 - step / args.steps)
+            metrics |= learn(model, reference, optimizers, kept, args, lr)
+            n_learnt = (kept["idx"] != PAD).sum().item()
+        per_token = flops_per_token(model.config, batch["idx"].size(1) / 2)
+        passes = 1 + 3 * (args.epochs if args.algo == "ppo" else 1)     # the old log-probs, then forward and backward
+        tokens += n_new
+        flops += per_token * (n_new + passes * n_learnt)
+        bar.set_postfix({key: f"{metrics.get(key, 0):.3f}" for key in ("reward", "mixed", "entropy")}, refresh=False)
+        done = step + 1
+        if done % args.log_every == 0 or done == args.steps:
+            row = measure(args.test_problems if done == args.steps else args.log_problems)
+            table.append({"step": done, "tokens": tokens, "flops": flops, **row, **metrics})
+            save(done)
+            bar.write("  ".join([f"step {done}", *(f"{key} {100 * value:.1f}%" for key, value in row.items())]))
+            ids = batch["next"][0][batch["action"][0]].tolist()
+            bar.write(f"  {decode(batch['idx'][0].tolist()).split(chr(10))[0]}\n{decode(ids)}  [reward {rewards[0].item():.0f}]")
+        if ctrl_c.is_set():
+            bar.close()
+            save(done)
+            print(f"stopped at step {done}; go on with: python train_rl.py --resume --out {args.out}")
+            raise SystemExit(130)
+    print(f"wrote {args.out}/rl.pt and {args.out}/rl.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)

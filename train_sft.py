@@ -1,0 +1,173 @@
+"""
+Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
+
+    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv
+
+Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. In the last
+steps the model also samples solutions of its own, the verifier says which are right, and the value head learns to
+foretell that at every token (binary cross-entropy, the outcome as label: Cobbe et al. 2021, section 3).
+
+Everything random in step i is drawn from (seed, i), so to resume a run is to go on with step i: no state to restore but
+the weights and the optimizers.
+"""
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from model import (GPT, GPTConfig, Parser, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
+                   open_folder, optimizer_step, run_script, save_checkpoint, save_table, to_device)
+from sample import evaluate, generate
+from verify import DEFAULT_LEVEL, EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+
+
+def parse_args():
+    parser = Parser(description="Imitate worked solutions and fit the value head: writes sft.pt and sft.csv.")
+    # the problem
+    parser.shared("--task", "--level")
+    # the model
+    parser.shared("--depth", "--init")
+    # the optimisation
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps (default 2000)")
+    parser.add_argument("--batch-size", type=int, default=64, help="problems a step (default 64)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
+    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up (default 100)")
+    parser.add_argument("--decay", type=float, default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
+    # the value head
+    parser.add_argument("--value-steps", type=int, default=200, help="how many of the last steps also fit the value head (default 200)")
+    parser.add_argument("--value-coef", type=float, default=0.5, help="weight of the value loss (default 0.5)")
+    # the run
+    parser.add_argument("--log-every", type=int, default=250, help="steps between rows of sft.csv (default 250)")
+    parser.add_argument("--log-problems", type=int, default=200, help="test problems for these rows (default 200)")
+    parser.add_argument("--test-problems", type=int, default=1000, help="test problems at the end (default 1000)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
+    parser.shared("--out", "--device", "--seed")
+    return parser, parser.parse_args()
+
+
+def make_batch(prompts, completions, device):
+    """
+    Lists of token ids -> idx (B, T), targets (B, T): what follows each token of the completion's, -1 (ignored) elsewhere.
+    """
+    T = max(len(p) + len(c) for p, c in zip(prompts, completions)) - 1
+    idx, targets = np.full((len(prompts), T), PAD), np.full((len(prompts), T), -1)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        end = len(prompt) + len(completion) - 1                         # the last token is a target only
+        idx[row, :end] = (prompt + completion)[:-1]
+        targets[row, len(prompt) - 1:end] = completion
+    return torch.from_numpy(idx).to(device), torch.from_numpy(targets).to(device)
+
+
+def sample_own(model, prompts, judge, max_new_tokens, generator):
+    """One completion of the model's own for each prompt: (completions with <|eos|> where it came, verdicts)."""
+    samples = generate(model, prompts, max_new_tokens, stop_tokens=(EOS,), generator=generator)
+    completions = [row[:n] for row, n in zip(samples.tokens.tolist(), samples.mask.sum(1).tolist())]
+    verdicts = [judge(i, ids) for i, ids in enumerate(samples.finished((EOS,)))]
+    return completions, verdicts
+
+
+def learning_rate(args, step):
+    warmup = min(1.0, (step + 1) / args.warmup)
+    return args.lr * warmup * min(1.0, (args.steps - step) / (args.decay * args.steps))
+
+
+def main():
+    parser, args = parse_args()
+    try:
+        device = choose_device(args.device)
+        checkpoint = None
+        if args.resume:
+            model, checkpoint = load_checkpoint(os.path.join(args.out, "sft.pt"), device)
+            args.__dict__.update(checkpoint["flags"], out=args.out, device=args.device)
+        elif args.init:
+            model, _ = load_checkpoint(args.init, device)
+            if args.depth and GPTConfig.from_depth(args.depth) != model.config:
+                raise ValueError(f"--depth {args.depth} is not the size of --init {args.init}: leave --depth out")
+        else:
+            torch.manual_seed(args.seed)
+            model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
+        args.level = args.level or DEFAULT_LEVEL[args.task]
+        test = test_problems(args.task, args.level, args.test_problems)
+    except ValueError as error:
+        parser.error(str(error))
+    open_folder(args.out, *([] if args.resume else ["sft.pt", "sft.csv"]))
+    print(f"train_sft.py on {device}: {vars(args)}")
+
+    optimizers = make_optimizers(model, args.lr)
+    start, tokens, flops, table = 0, 0, 0, []
+    if checkpoint:
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+            optimizer.load_state_dict(state)
+        start, tokens, flops, table = (checkpoint[key] for key in ("step", "tokens", "flops", "table"))
+    prompts = [encode(problem.prompt) for problem in test]
+    room = max_tokens(args.task, args.level)
+
+    def measure(n):
+        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed)
+
+    def save(step):
+        save_checkpoint(os.path.join(args.out, "sft.pt"), model, optimizers, step=step, tokens=tokens, flops=flops,
+                        table=table, flags=vars(args))
+        if table:
+            save_table(os.path.join(args.out, "sft.csv"), table)
+
+    ctrl_c = catch_ctrl_c()
+    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc="sft", mininterval=1)
+    for step in bar:
+        # 1. Fresh problems with a worked solution each; now and then, the model's own solutions with their verdicts.
+        rng = np.random.default_rng([args.seed, step])
+        problems, solutions = make_problems(args.task, args.level, args.batch_size, rng)
+        batch_prompts = [encode(problem.prompt) for problem in problems]
+        completions = [encode(solution) + [EOS] for solution in solutions]
+        verdicts = []
+        if step >= args.steps - args.value_steps:
+            generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
+            own, verdicts = sample_own(model, batch_prompts, make_judge(problems), room, generator)
+            completions += own
+        # 2. One forward pass over both.
+        idx, targets = make_batch(batch_prompts * (2 if verdicts else 1), completions, device)
+        logits, values = model(idx)                                     # (B, T, V), (B, T)
+        n = len(problems)
+        loss = F.cross_entropy(logits[:n].flatten(0, 1), targets[:n].flatten(), ignore_index=-1)
+        if verdicts:
+            labels = torch.tensor(verdicts, dtype=values.dtype, device=device)[:, None].expand_as(values[n:])
+            mask = targets[n:] >= 0                                     # a value for the prompt and after each token
+            value_loss = F.binary_cross_entropy_with_logits(values[n:][mask], labels[mask])
+            bar.set_postfix(loss=f"{loss.item():.3f}", value_loss=f"{value_loss.item():.3f}", refresh=False)
+            loss = loss + args.value_coef * value_loss
+        else:
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        # 3. Step.
+        loss.backward()
+        optimizer_step(model, optimizers, learning_rate(args, step))
+        n_tokens = sum(map(len, batch_prompts)) * (2 if verdicts else 1) + sum(map(len, completions))
+        tokens += n_tokens
+        flops += 3 * n_tokens * flops_per_token(model.config, idx.size(1) / 2)
+        if verdicts:
+            flops += n_tokens / 2 * flops_per_token(model.config, idx.size(1) / 2)      # sampling them
+        # 4. Log, save, stop when asked.
+        done = step + 1
+        if done % args.log_every == 0 or done == args.steps:
+            row = measure(args.test_problems if done == args.steps else args.log_problems)
+            table.append({"step": done, "tokens": tokens, "flops": flops, **row, "loss": loss.item()})
+            save(done)
+            bar.write("  ".join([f"step {done}", *(f"{key} {100 * value:.1f}%" for key, value in row.items())]))
+            show_sample(bar, model, test[0], room)
+        if ctrl_c.is_set():
+            bar.close()
+            save(done)
+            print(f"stopped at step {done}; go on with: python train_sft.py --resume --out {args.out}")
+            raise SystemExit(130)
+    print(f"wrote {args.out}/sft.pt and {args.out}/sft.csv")
+
+
+def show_sample(bar, model, problem, room):
+    samples = generate(model, [encode(problem.prompt)], room, temperature=0.0, stop_tokens=(EOS,))
+    ids = samples.tokens[0].tolist()
+    bar.write(f"  {problem.prompt}{decode(ids)}  [{verify(problem, decode(ids).removesuffix('<|eos|>')).reason}]")
+
+
+if __name__ == "__main__":
+    run_script(main)
