@@ -31,7 +31,7 @@ class GPTConfig:
     n_embd: int = 128
     vocab_size: int = 64
     block_size: int = 4096                  # longest sequence; rotary positions cost nothing until they are used
-    n_gram: int = 2                         # tokens that are embedded together: this one and those just before it
+    n_gram: int = 3                         # tokens that are embedded together: this one and those just before it
 
     @classmethod
     def from_depth(cls, depth):
@@ -221,10 +221,17 @@ def to_device(model, device):
 # ------------------------------------------------------------------------------------------------------------------
 # What every script says and hears: flags, errors, Ctrl-C
 
+def positive(text):
+    """An argparse type: an integer from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
 SHARED_FLAGS = {
     "--task": dict(default="countdown", choices=["countdown", "expression"], help="which problems (default countdown)"),
     "--level": dict(type=int, help="countdown: how many numbers, 2 to 6 (default 3); expression: how many operators, 1 to 8 (default 4)"),
-    "--depth": dict(type=int, help="size of a new model: layers, and a width of 32 (depth + 1) (default 3)"),
+    "--depth": dict(type=positive, help="size of a new model: layers, and a width of 32 (depth + 1) (default 3)"),
     "--init": dict(metavar="FILE", help="checkpoint to start from"),
     "--out": dict(default="out", metavar="DIR", help="folder for what is written (default out)"),
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (default: cuda if there is one)"),

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import (Parser, choose_device, flops_per_token, load_checkpoint, open_folder, run_script, save_table)
+from model import (Parser, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
 from sample import generate
 from verify import (EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems, verify)
 
@@ -392,15 +392,15 @@ def main():
     parser.shared("--init", "--task", "--level", task=None)
     # the search
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
-    parser.add_argument("--budgets", nargs="+", type=int, default=[40, 75, 150, 300], metavar="N",
+    parser.add_argument("--budgets", nargs="+", type=positive, default=[40, 75, 150, 300], metavar="N",
                         help="ceilings on the tokens generated for a problem (default 40 75 150 300)")
     parser.add_argument("--c-puct", type=float, default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
-    parser.add_argument("--n-problems", type=int, default=1000, help="test problems (default 1000)")
+    parser.add_argument("--n-problems", type=positive, default=1000, help="test problems (default 1000)")
     parser.add_argument("--problems", metavar="FILE", help="measure on these prompts instead, one a line")
     parser.add_argument("--ask", metavar="PROMPT", help='solve one problem and show the tree, as in --ask "25 8 7>24"')
     # the run
-    parser.add_argument("--batch-size", type=int, default=250, help="problems searched side by side (default 250)")
+    parser.add_argument("--batch-size", type=positive, default=250, help="problems searched side by side (default 250)")
     parser.shared("--out", "--device", "--seed")
     args = parser.parse_args()
     try:

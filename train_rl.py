@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from model import (Parser, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
-                   optimizer_step, run_script, save_checkpoint, save_table)
+                   optimizer_step, positive, run_script, save_checkpoint, save_table)
 from sample import evaluate, generate
 from verify import EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
 
@@ -36,30 +36,32 @@ def parse_args():
     parser.shared("--init", "--task", "--level", task=None)
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=["reinforce", "ppo"], help="default reinforce")
-    parser.add_argument("--steps", type=int, default=100, help="rollout batches (default 100)")
-    parser.add_argument("--prompts", type=int, default=128, help="problems a step (default 128)")
-    parser.add_argument("--samples", type=int, default=8, help="completions for each problem (default 8)")
+    parser.add_argument("--steps", type=positive, default=100, help="rollout batches (default 100)")
+    parser.add_argument("--prompts", type=positive, default=128, help="problems a step (default 128)")
+    parser.add_argument("--samples", type=positive, default=8, help="completions for each problem (default 8)")
     # the loss
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate (default 5e-4)")
-    parser.add_argument("--warmup", type=int, default=5, help="steps of linear warm-up (default 5)")
+    parser.add_argument("--warmup", type=positive, default=5, help="steps of linear warm-up (default 5)")
     parser.add_argument("--value-coef", type=float, default=0.5, help="weight of the value loss (default 0.5)")
+    parser.add_argument("--pass-k", type=positive, default=1, help="reinforce: maximise P(one of k samples is right) (default 1)")
+    parser.add_argument("--sft-coef", type=float, default=0.0, help="weight of imitating worked solutions (default 0)")
     parser.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default 0)")
     parser.add_argument("--kl-coef", type=float, default=0.0, help="weight of the KL divergence to --init (default 0)")
     # PPO only
     parser.add_argument("--lam", type=float, default=0.95, help="ppo: lambda of GAE (default 0.95)")
     parser.add_argument("--clip", type=float, default=0.2, help="ppo: the ratio is clipped to 1 +- this (default 0.2)")
-    parser.add_argument("--epochs", type=int, default=2, help="ppo: passes over each batch of rollouts (default 2)")
-    parser.add_argument("--minibatches", type=int, default=2, help="ppo: optimizer steps a pass (default 2)")
+    parser.add_argument("--epochs", type=positive, default=2, help="ppo: passes over each batch of rollouts (default 2)")
+    parser.add_argument("--minibatches", type=positive, default=2, help="ppo: optimizer steps a pass (default 2)")
     # the run
-    parser.add_argument("--log-every", type=int, default=20, help="steps between rows of rl.csv (default 20)")
-    parser.add_argument("--log-problems", type=int, default=200, help="test problems for these rows (default 200)")
-    parser.add_argument("--test-problems", type=int, default=1000, help="test problems at the end (default 1000)")
+    parser.add_argument("--log-every", type=positive, default=20, help="steps between rows of rl.csv (default 20)")
+    parser.add_argument("--log-problems", type=positive, default=200, help="test problems for these rows (default 200)")
+    parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")
     return parser, parser.parse_args()
 
 
-def get_advantages(algo, rewards, values, mask, group_size, lam):
+def get_advantages(algo, rewards, values, mask, group_size, lam, pass_k):
     """
     The advantage of each token: rewards (B,), values (B, T) as probabilities, mask (B, T) -> (B, T).
 
@@ -69,7 +71,9 @@ def get_advantages(algo, rewards, values, mask, group_size, lam):
     """
     if algo == "reinforce":
         groups = rewards.view(-1, group_size)
-        advantages = (groups - groups.mean(1, keepdim=True)).view(-1, 1).expand_as(values)
+        mean = groups.mean(1, keepdim=True)
+        weight = pass_k * (1 - mean) ** (pass_k - 1)
+        advantages = (weight * (groups - mean)).view(-1, 1).expand_as(values)
     else:
         is_last = mask & ~F.pad(mask[:, 1:], (0, 1))                    # (B, T)
         next_values = F.pad(values[:, 1:], (0, 1)).where(~is_last, rewards[:, None])
@@ -89,28 +93,40 @@ def policy_loss(algo, logprobs, old_logprobs, advantages, clip):
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)    # Schulman et al. 2017, eq. 7
 
 
+def pack(prompts, completions, device):
+    """
+    Lists of token ids -> {"idx" (B, T), "next" (B, T), "action" (B, T)}: prompt, completion, padding; what follows each
+    token; and whether that belongs to the completion.
+    """
+    T = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions))
+    rows, action = np.full((len(prompts), T), PAD), np.zeros((len(prompts), T), dtype=bool)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        rows[row, :len(prompt) + len(completion)] = prompt + completion
+        action[row, len(prompt):len(prompt) + len(completion)] = True
+    rows, action = torch.from_numpy(rows).to(device), torch.from_numpy(action).to(device)
+    return {"idx": rows[:, :-1], "next": rows[:, 1:], "action": action[:, 1:]}
+
+
 def rollout(model, args, step, device):
-    """Fresh problems, --samples completions of each, and their verdicts: a dict of tensors with a row for each completion."""
+    """
+    Fresh problems, --samples completions of each, and their verdicts: what pack makes of them, with columns old_logprobs and
+    old_values (B, T) as the sampler saw them, and rewards (B,). Also the packed worked solutions of the same problems.
+    """
     rng = np.random.default_rng([args.seed, 1, step])                   # all that is random in this step
-    problems, _ = make_problems(args.task, args.level, args.prompts, rng)
+    problems, solutions = make_problems(args.task, args.level, args.prompts, rng)
     prompts = [encode(problem.prompt) for problem in problems]
+    demos = pack(prompts, [encode(solution) + [EOS] for solution in solutions], device)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
     samples = generate(model, prompts, max_tokens(args.task, args.level), 1.0, (EOS,), generator, args.samples)
     judge = make_judge(problems)
     rewards = [float(judge(row // args.samples, ids)) for row, ids in enumerate(samples.finished((EOS,)))]
-
-    # One row: prompt, completion, padding. action[:, t] is whether the token after idx[:, t] was sampled.
-    B, T_new = samples.tokens.shape
-    lengths = [len(prompt) for prompt in prompts for _ in range(args.samples)]
-    T = max(lengths) + T_new
-    idx = torch.full((B, T), PAD, device=device)
-    action = torch.zeros((B, T), dtype=torch.bool, device=device)
-    start = torch.tensor(lengths, device=device)[:, None]
-    columns = start + torch.arange(T_new, device=device)                # where the new tokens go
-    idx[:, :max(lengths)] = torch.tensor([p + [PAD] * (max(lengths) - len(p)) for p in prompts for _ in range(args.samples)])
-    idx.scatter_(1, columns, samples.tokens)
-    action.scatter_(1, columns - 1, samples.mask)
-    return {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action[:, :-1], "rewards": torch.tensor(rewards, device=device)}
+    completions = [row[:n] for row, n in zip(samples.tokens.tolist(), samples.mask.sum(1).tolist())]
+    batch = pack([prompt for prompt in prompts for _ in range(args.samples)], completions, device)
+    for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
+        batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
+        batch[key][batch["action"]] = column[samples.mask]
+    batch["rewards"] = torch.tensor(rewards, dtype=samples.values.dtype, device=device)
+    return batch, demos
 
 
 def forward(model, batch):
@@ -131,12 +147,13 @@ def split(batch, size):
     return (dict(zip(batch, part)) for part in zip(*(tensor.split(size) for tensor in batch.values())))
 
 
-def learn(model, reference, optimizers, batch, args, lr):
-    """All optimizer steps on one batch of rollouts; returns the metrics of the last pass over it."""
+def learn(model, reference, optimizers, batch, demos, args, lr):
+    """All optimizer steps on one batch of rollouts; returns the metrics of the last pass over it. Adds columns to batch."""
     micro_batch = 256                                                   # rows in memory at once; does not change the result
-    old_logprobs, _, old_values = forward_all(model, batch, micro_batch)
-    advantages = get_advantages(args.algo, batch["rewards"], old_values.sigmoid(), batch["action"], args.samples, args.lam)
-    batch = {**batch, "old_logprobs": old_logprobs, "advantages": advantages}
+    if args.algo == "ppo":                  # the ratio must not see how the sampler rounds
+        batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch, micro_batch)
+    old_values = batch["old_values"].sigmoid()
+    batch["advantages"] = get_advantages(args.algo, batch["rewards"], old_values, batch["action"], args.samples, args.lam, args.pass_k)
     if reference:
         batch["ref_logprobs"] = forward_all(reference, batch, micro_batch)[0]
     epochs, minibatches = (args.epochs, args.minibatches) if args.algo == "ppo" else (1, 1)
@@ -165,9 +182,14 @@ def learn(model, reference, optimizers, batch, args, lr):
                                 "clipfrac": ((log_ratio.exp() - 1).abs() > args.clip).float()}
                     for key, per_token in measured.items():
                         totals[key] += (per_token * part["action"]).sum().item() / batch["action"].sum().item()
+            if args.sft_coef:
+                # To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
+                for part in split(demos, micro_batch):
+                    logprobs, _, _ = forward(model, part)
+                    (-args.sft_coef * logprobs * part["action"]).sum().div(n_tokens).backward()
             totals["grad_norm"] = optimizer_step(model, optimizers, lr)
     returns = batch["rewards"][:, None].expand_as(old_values)[batch["action"]]
-    predicted = old_values.sigmoid()[batch["action"]]
+    predicted = old_values[batch["action"]]
     totals["explained_variance"] = 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
     return totals
 
@@ -210,7 +232,7 @@ def main():
     ctrl_c = catch_ctrl_c()
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.algo, mininterval=1)
     for step in bar:
-        batch = rollout(model, args, step, device)
+        batch, demos = rollout(model, args, step, device)
         rewards, n_new = batch["rewards"], batch["action"].sum().item()
         groups = rewards.view(-1, args.samples)
         mixed = groups.min(1).values < groups.max(1).values             # (prompts,)
@@ -219,10 +241,10 @@ def main():
         if mixed.any():
             kept = {key: tensor[mixed.repeat_interleave(args.samples)] for key, tensor in batch.items()}
             lr = args.lr * min(1.0, (step + 1) / args.warmup) * (1 - step / args.steps)
-            metrics |= learn(model, reference, optimizers, kept, args, lr)
+            metrics |= learn(model, reference, optimizers, kept, demos, args, lr)
             n_learnt = (kept["idx"] != PAD).sum().item()
         per_token = flops_per_token(model.config, batch["idx"].size(1) / 2)
-        passes = 1 + 3 * (args.epochs if args.algo == "ppo" else 1)     # the old log-probs, then forward and backward
+        passes = 1 + 3 * args.epochs if args.algo == "ppo" else 3       # old log-probs; forward, and backward for two
         tokens += n_new
         flops += per_token * (n_new + passes * n_learnt)
         bar.set_postfix({key: f"{metrics.get(key, 0):.3f}" for key in ("reward", "mixed", "entropy")}, refresh=False)

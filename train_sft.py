@@ -3,9 +3,9 @@ Supervised fine-tuning from an empty model: imitate worked solutions, then learn
 
     python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv
 
-Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. In the last
-steps the model also samples solutions of its own, the verifier says which are right, and the value head learns to
-foretell that at every token (binary cross-entropy, the outcome as label: Cobbe et al. 2021, section 3).
+Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. In the second
+half the model now and then samples solutions of its own as well, the verifier says which are right, and the value head
+learns to foretell that at every token (binary cross-entropy, the outcome as label: Cobbe et al. 2021, section 3).
 
 Everything random in step i is drawn from (seed, i), so to resume a run is to go on with step i: no state to restore but
 the weights and the optimizers.
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from model import (GPT, GPTConfig, Parser, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
-                   open_folder, optimizer_step, run_script, save_checkpoint, save_table, to_device)
+                   open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
-from verify import DEFAULT_LEVEL, EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+from verify import DEFAULT_LEVEL, EOS, NEWLINE, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
 
 
 def parse_args():
@@ -30,21 +30,40 @@ def parse_args():
     # the model
     parser.shared("--depth", "--init")
     # the optimisation
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps (default 2000)")
-    parser.add_argument("--batch-size", type=int, default=64, help="problems a step (default 64)")
+    parser.add_argument("--steps", type=positive, default=2000, help="optimizer steps (default 2000)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
-    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up (default 100)")
+    parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")
     parser.add_argument("--decay", type=float, default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
+    parser.add_argument("--hard", type=float, default=0.5, help="share of solutions with * or / at first (default 0.5)")
+    parser.add_argument("--first-line", type=float, default=0.3, help="after this share of the steps, three of four batches show the first "
+                        "step of each solution only: the rest is mastered by then (default 0.3)")
     # the value head
-    parser.add_argument("--value-steps", type=int, default=200, help="how many of the last steps also fit the value head (default 200)")
+    parser.add_argument("--value-every", type=positive, default=8, help="in the second half, every so many steps also fit the value head "
+                        "(default 8)")
     parser.add_argument("--value-coef", type=float, default=0.5, help="weight of the value loss (default 0.5)")
     # the run
-    parser.add_argument("--log-every", type=int, default=250, help="steps between rows of sft.csv (default 250)")
-    parser.add_argument("--log-problems", type=int, default=200, help="test problems for these rows (default 200)")
-    parser.add_argument("--test-problems", type=int, default=1000, help="test problems at the end (default 1000)")
+    parser.add_argument("--log-every", type=positive, default=250, help="steps between rows of sft.csv (default 250)")
+    parser.add_argument("--log-problems", type=positive, default=200, help="test problems for these rows (default 200)")
+    parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")
     return parser, parser.parse_args()
+
+
+def draw(args, step, rng):
+    """
+    Fresh problems with a solution each. Only three in ten of countdown's solutions multiply or divide, and those are learnt
+    last: their share begins at --hard and falls to the natural one in the second half.
+    """
+    problems, solutions = make_problems(args.task, args.level, 3 * args.batch_size, rng)
+    hard = [i for i, solution in enumerate(solutions) if "*" in solution or "/" in solution]
+    easy = sorted(set(range(len(problems))) - set(hard))
+    natural = len(hard) / len(problems)
+    share = natural + max(0.0, args.hard - natural) * min(1.0, 2 - 2 * step / args.steps)
+    n_hard = min(len(hard), round(share * args.batch_size))
+    chosen = hard[:n_hard] + easy[:args.batch_size - n_hard]
+    return [problems[i] for i in chosen], [solutions[i] for i in chosen]
 
 
 def make_batch(prompts, completions, device):
@@ -113,16 +132,18 @@ def main():
         if table:
             save_table(os.path.join(args.out, "sft.csv"), table)
 
-    ctrl_c = catch_ctrl_c()
+    ctrl_c, shown = catch_ctrl_c(), {}
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc="sft", mininterval=1)
     for step in bar:
         # 1. Fresh problems with a worked solution each; now and then, the model's own solutions with their verdicts.
         rng = np.random.default_rng([args.seed, step])
-        problems, solutions = make_problems(args.task, args.level, args.batch_size, rng)
+        problems, solutions = draw(args, step, rng)
         batch_prompts = [encode(problem.prompt) for problem in problems]
         completions = [encode(solution) + [EOS] for solution in solutions]
+        if args.task == "countdown" and step > args.first_line * args.steps and step % 4:
+            completions = [ids[:ids.index(NEWLINE) + 1] for ids in completions]
         verdicts = []
-        if step >= args.steps - args.value_steps:
+        if step >= args.steps / 2 and step % args.value_every == 0:
             generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
             own, verdicts = sample_own(model, batch_prompts, make_judge(problems), room, generator)
             completions += own
@@ -131,14 +152,14 @@ def main():
         logits, values = model(idx)                                     # (B, T, V), (B, T)
         n = len(problems)
         loss = F.cross_entropy(logits[:n].flatten(0, 1), targets[:n].flatten(), ignore_index=-1)
+        shown |= {"loss": f"{loss.item():.3f}"}
         if verdicts:
             labels = torch.tensor(verdicts, dtype=values.dtype, device=device)[:, None].expand_as(values[n:])
             mask = targets[n:] >= 0                                     # a value for the prompt and after each token
             value_loss = F.binary_cross_entropy_with_logits(values[n:][mask], labels[mask])
-            bar.set_postfix(loss=f"{loss.item():.3f}", value_loss=f"{value_loss.item():.3f}", refresh=False)
+            shown |= {"value_loss": f"{value_loss.item():.3f}"}
             loss = loss + args.value_coef * value_loss
-        else:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(shown, refresh=False)
         # 3. Step.
         loss.backward()
         optimizer_step(model, optimizers, learning_rate(args, step))

@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from operator import index
 
 import numpy as np
 import tiktoken
@@ -118,6 +119,8 @@ def make_problems(task, level, n, rng, split="train", targets=None):
     if task not in LEVELS or level not in LEVELS[task]:
         raise ValueError(f"no task {task} at level {level}: " + ", ".join(
             f"{name} has levels {levels[0]} to {levels[-1]}" for name, levels in LEVELS.items()))
+    if split not in ("train", "test"):
+        raise ValueError(f'no split {split!r}: "train" or "test"')
     make = _make_countdown if task == "countdown" else _make_expressions
     return make(level, n, rng, split, targets)
 
@@ -135,8 +138,8 @@ test_problems.__test__ = False              # not a test, whatever pytest makes 
 
 
 def max_tokens(task, level):
-    """Room for every worked solution of a level and its <|eos|>, with a little to spare."""
-    return 2 * level ** 2 + 10 * level - 8 if task == "countdown" else 2 * level ** 2 + 4 * level + 4
+    """Room for a worked solution of a level and its <|eos|>, with a little to spare."""
+    return 2 * level ** 2 + 12 * level - 14 if task == "countdown" else 2 * level ** 2 + 4 * level + 4
 
 
 def make_judge(problems):
@@ -145,11 +148,11 @@ def make_judge(problems):
 
 
 def solve(problem, rng):
-    """One worked solution as a completion, drawn from all of them by rng; None if there is none."""
+    """One worked solution as a completion, drawn from all of them by rng; None if there is none. Expressions have one order."""
     if problem.task == "expression":
         return _work_out(parse_expression(problem.prompt[:-2])[2])
-    path = _find_path(np.array([problem.numbers]), np.array([problem.target]), rng)[0]
-    return None if path < 0 else _write_path(problem.numbers, path)
+    hits = np.flatnonzero(find_hits(np.array([problem.numbers]), problem.target))
+    return _write_path(problem.numbers, rng.choice(hits)) if len(hits) else None
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -188,22 +191,9 @@ def find_hits(numbers, targets):
     return (hit & legal).reshape(-1, B)
 
 
-def _find_path(numbers, targets, rng):
-    """The index of a random path that hits, -1 where there is none: (B, n), (B,) -> (B,)."""
-    leaf, row = np.nonzero(find_hits(numbers, targets))
-    by_row = np.argsort(row, kind="stable")
-    leaf, row = leaf[by_row], row[by_row]
-    first = np.searchsorted(row, np.arange(len(numbers) + 1))                   # where each row's hits begin
-    count = np.diff(first)
-    pick = first[:-1] + (rng.random(len(numbers)) * count).astype(int)
-    path = np.full(len(numbers), -1)
-    path[count > 0] = leaf[pick[count > 0]]
-    return path
-
-
 @lru_cache(maxsize=100_000)
 def _reachable(numbers, target):
-    return numbers == (target,) or len(numbers) > 1 and bool(find_hits(np.array([numbers]), target).any())
+    return len(numbers) > 1 and bool(find_hits(np.array([numbers]), target).any())
 
 
 def _step(numbers, i, j, op):
@@ -217,7 +207,7 @@ def _step(numbers, i, j, op):
 
 
 def legal_steps(numbers):
-    """All (line, numbers left) that can come next in countdown, the larger number first, none twice."""
+    """All (line, numbers left) that can come next in countdown, none twice; of a+b and b+a, and so on, only the larger first."""
     steps = (_step(numbers, i, j, op) for i, j in combinations(range(len(numbers)), 2) for op in "+-*/")
     return list(dict(step for step in steps if step).items())
 
@@ -235,14 +225,15 @@ def _write_path(numbers, path):
 
 def _make_countdown(level, n, rng, split, targets):
     """Target first, then numbers until it can be reached (Gandhi et al. 2024, Stream of Search, section 3.1)."""
-    wanted = rng.choice(np.arange(10, 101) if targets is None else np.array(targets), n)
+    wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
     problems, solutions, open_rows, draws = [None] * n, [None] * n, np.arange(n), 0
     chunk, repeat = {2: (4096, 64), 3: (512, 16), 4: (32, 2), 5: (4, 1), 6: (1, 1)}[level]   # what fits the cache; 1 / luck
     while len(open_rows):
         rows = np.repeat(open_rows[:-(-chunk // repeat)], repeat)               # several draws for each row
         numbers = rng.integers(1, 100, (len(rows), level))
-        paths = _find_path(numbers, wanted[rows], rng)
-        for k in np.flatnonzero(paths >= 0):
+        hits = find_hits(numbers, wanted[rows])                                 # (L, rows)
+        paths = hits.argmax(0)              # the first path, not a random one: fewer ways to be right are learnt faster
+        for k in np.flatnonzero(hits.any(0)):
             row, drawn = rows[k], tuple(numbers[k].tolist())
             prompt = f"{' '.join(map(str, drawn))}>{wanted[row]}\n"
             problem = Problem("countdown", prompt, drawn, int(wanted[row]))

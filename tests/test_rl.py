@@ -11,7 +11,7 @@ from train_sft import make_batch
 from verify import EOS, PAD, decode, make_judge, make_problems, parse_problem, verify
 
 ARGS = argparse.Namespace(task="countdown", level=2, prompts=6, samples=4, seed=0, algo="reinforce", lam=0.95, clip=0.2, epochs=2,
-                          minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0)
+                          minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0, sft_coef=0.0, pass_k=1)
 
 
 def random_model(seed=0):
@@ -25,7 +25,7 @@ def random_model(seed=0):
 def test_reinforce_advantage_is_reward_minus_group_mean():
     rewards = torch.tensor([1.0, 0, 0, 0, 1, 1])
     mask = torch.tensor([[1, 1, 0]] * 6).bool()
-    advantages = get_advantages("reinforce", rewards, torch.rand(6, 3), mask, 3, 0.9)
+    advantages = get_advantages("reinforce", rewards, torch.rand(6, 3), mask, 3, 0.9, 1)
     expected = torch.tensor([2 / 3, -1 / 3, -1 / 3, -2 / 3, 1 / 3, 1 / 3])
     torch.testing.assert_close(advantages, expected[:, None] * mask)
 
@@ -38,7 +38,7 @@ def test_gae_is_the_sum_of_equation_16(lam):
     mask = torch.zeros(3, 6, dtype=torch.bool)
     for row, (start, n) in enumerate(zip(starts, lengths)):
         mask[row, start:start + n] = True
-    advantages = get_advantages("ppo", rewards, values, mask, 1, lam)
+    advantages = get_advantages("ppo", rewards, values, mask, 1, lam, 1)
     for row, (start, n) in enumerate(zip(starts, lengths)):
         v = values[row, start:start + n].tolist() + [0.0]
         delta = [(rewards[row].item() if t == n - 1 else 0.0) + v[t + 1] - v[t] for t in range(n)]
@@ -67,7 +67,7 @@ def test_ppo_clips_only_what_goes_too_far():
 
 def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
-    batch = rollout(model, ARGS, 3, torch.device("cpu"))
+    batch, demos = rollout(model, ARGS, 3, torch.device("cpu"))
     assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
     for idx, nxt, action, reward in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
         assert idx[1:].tolist() == nxt[:-1].tolist()
@@ -77,10 +77,21 @@ def test_rollout_rows_are_prompt_completion_padding():
         assert idx.tolist()[:len(prompt) + len(completion)] + [PAD] * 0 == (prompt + completion)[:len(idx)]
         ended = completion[-1] == EOS
         assert bool(reward) == (ended and verify(problem, decode(completion[:-1])).correct)
+    for idx, nxt, action in zip(*demos.values()):
+        problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
+        assert nxt[action][-1] == EOS and verify(problem, decode(nxt[action][:-1].tolist())).correct
+
+
+def test_rollout_keeps_log_probs_and_values_where_the_learner_has_them():
+    model = random_model()
+    batch, _ = rollout(model, ARGS, 5, torch.device("cpu"))
+    logprobs, _, values = forward(model, batch)
+    torch.testing.assert_close(batch["old_logprobs"], logprobs.detach() * batch["action"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(batch["old_values"], values.detach() * batch["action"], rtol=0, atol=1e-10)
 
 
 def test_same_seed_same_rollout():
-    one, same, other = (rollout(random_model(), ARGS, step, torch.device("cpu"))["idx"] for step in (1, 1, 2))
+    one, same, other = (rollout(random_model(), ARGS, step, torch.device("cpu"))[0]["idx"] for step in (1, 1, 2))
     assert torch.equal(one, same) and (one.shape != other.shape or not torch.equal(one, other))
 
 
@@ -90,7 +101,10 @@ def fixed_batch(model):
     idx = torch.randint(3, 24, (2, 12))
     action = torch.zeros(2, 11, dtype=torch.bool)
     action[:, 5:] = True
-    return {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": torch.tensor([1.0, 0.0], dtype=torch.double)}
+    batch = {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": torch.tensor([1.0, 0.0], dtype=torch.double)}
+    with torch.no_grad():
+        batch["old_logprobs"], _, batch["old_values"] = forward(model, batch)
+    return batch
 
 
 @pytest.mark.parametrize("algo", ["reinforce", "ppo"])
@@ -105,7 +119,7 @@ def test_learning_prefers_what_was_rewarded(algo):
         return (logprobs * batch["action"]).sum(1), (values * batch["action"]).sum(1) / 6
     (before, values_before) = total()
     for _ in range(3):
-        metrics = train_rl.learn(model, None, optimizers, batch, args, 1e-3)
+        metrics = train_rl.learn(model, None, optimizers, batch, None, args, 1e-3)
     (after, values_after) = total()
     assert after[0] - before[0] > after[1] - before[1] + 0.1        # the rewarded sample gained on the other
     assert values_after[0] - values_before[0] > values_after[1] - values_before[1]      # and so did its value
@@ -120,7 +134,7 @@ def test_kl_penalty_holds_the_policy_back():
         args = argparse.Namespace(**{**vars(ARGS), "samples": 2, "kl_coef": kl_coef})
         optimizers = make_optimizers(model, 1e-3)
         for _ in range(8):
-            train_rl.learn(model, reference if kl_coef else None, optimizers, batch, args, 1e-3)
+            train_rl.learn(model, reference if kl_coef else None, optimizers, batch, None, args, 1e-3)
         with torch.no_grad():
             log_ratio = forward(reference, batch)[0] - forward(model, batch)[0]
             moved.append((log_ratio.exp() - 1 - log_ratio)[batch["action"]].mean().item())

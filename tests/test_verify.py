@@ -1,14 +1,16 @@
 """
-The verifier is the only teacher of every model here, so a hole in it is what RL will learn: popular Countdown graders pay for
-24+3//98, for 3.5*4, for digits of other scripts. Guarded here, against an oracle written apart from verify.py (`ast` with a
-whitelist, Fractions, brute force): every verdict, every state value, the problems drawn, the tokens, and linear time on any text.
+The verifier is the only teacher of every model here, so a hole in it is what RL will learn: popular Countdown graders pay
+for 24+3//98, for 3.5*4, for digits of other scripts. Guarded here, against an oracle written apart from verify.py (`ast`
+with a whitelist, Fractions, brute force): every verdict, every state value, the problems drawn, the tokens, linear time.
 """
 import ast
+import operator
 import random
 import re
 import time
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations
@@ -16,85 +18,449 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from verify import (DEFAULT_LEVEL, LEVELS, MAX_VALUE, VOCAB_SIZE, Verdict, decode, encode, find_hits, make_problem,
+from verify import (EOS, LEVELS, NEWLINE, PAD, Problem, Verdict, decode, encode, find_hits, legal_steps, make_problem,
                     make_problems, max_tokens, parse_problem, solve, split_of, state_value, test_problems, verify)
+
+# ------------------------------------------------------------------------------------------------------------------
+# Cases by hand
 
 C, E = "9 3 5 2>24", "(12+7)*3-5="
 STEPS = {C: ["9-5=4,3 2 4\n", "3*2=6,4 6\n", "4*6=24,24\n"], E: ["19*3-5\n", "57-5\n", "52\n"]}
-ALL_LEVELS = [(task, level) for task in LEVELS for level in LEVELS[task]]
 
-# ------------------------------------------------------------------------------------------------------------------
-# Cases by hand: completion, whether it is correct, first error
+# completions of either task by their verdict; a b c are the steps of a solution, other words are lines, ~ cuts off the end
+BOTH = {
+    (True, None): "a b c|a b c ?yes|a b c ?no|?no ?no a b c|a b wait wait a b c|a b wait b c|a x ?no wait b c|"
+                  "x a wait wait a b c",
+    (False, None): "a b|a b c~|a b c wait b~|a b c xx~|a b c ?yes~|a b c ?yes x|a b c ?yes xx~|a b c ?yes ?yes|a b c <eos>~|"
+                   "a b c ?yes wait c|a ?yes b c|wait a b c|?no wait a b c|a wait wait a b c|a wait wait x|a b c wait|"
+                   "a b c" + " wait" * 5000,
+    (False, 0): "x|x ?yes wait a b c|x WAIT a b c|x a wait a b c",
+    (False, 1): "a a b c|a x b c|a x x wait b c|a " + "5" * 5000,
+    (False, 3): "a b c x|a b c c|a b c a b c|a b c yes|a b c <eos>",
+    (False, 4): "a wait ?no a x b"}
 
+TYPED = [                   # what can happen to the text s of a solution: name, change, correct, first_error
+    ("empty", lambda s: "", False, None), ("lone newline", lambda s: "\n", False, 0),
+    ("empty line inside", lambda s: s.replace("\n", "\n\n"), False, 1), ("empty line after", lambda s: s + "\n", False, 3),
+    ("space after all", lambda s: s + " ", False, None), ("space after a line", lambda s: s[:-1] + " \n", False, 2),
+    ("space before", lambda s: " " + s, False, 0), ("wide space", lambda s: s[:-1] + "\u2003\n", False, 2),
+    ("NUL", lambda s: s[:-1] + "\0\n", False, 2), ("surrogate", lambda s: s[:-1] + "\ud800\n", False, 2),
+    ("CRLF", lambda s: s.replace("\n", "\r\n"), False, 0), ("form feed", lambda s: "\f" + s, False, 0),
+    ("U+2028", lambda s: s.replace("\n", "\u2028") + "\n", False, 0), ("?yes CRLF", lambda s: s + "?yes\r\n", False, 3),
+    ("<|pad|>", lambda s: s[:-1] + "<|pad|>\n", False, 2), ("minus", lambda s: s.replace("-", "\u2212"), False, 0),
+    ("full width", lambda s: s.replace("5", "\uff15"), False, 0), ("Arabic", lambda s: s.replace("5", "\u0665"), False, 0)]
 
-def cases_of_both(a, b, c):
-    """Faults that know no task; a, b, c are the lines of a solution."""
-    s = a + b + c
-    return {
-        "solution": (s, True, None), "empty": ("", False, None), "newline": ("\n", False, 0), "empty line": (a + "\n" + b, False, 1),
-        "cut off": (s[:-1], False, None), "cut in the middle": (a + b + c[:1], False, None), "unfinished": (a + b, False, None),
-        "then x": (s + "x\n", False, 3), "then x, cut off": (s + "x", False, None), "then empty line": (s + "\n", False, 3),
-        "then itself": (s + s, False, 3), "then space": (s + " ", False, None), "last line twice": (s + c, False, 3),
-        "step left out": (b + "x\nwait\n" + b, *((False, 0) if "," in b else (False, 2))), "only yes": (s + "yes\n", False, 3),
-        "?yes": (s + "?yes\n", True, None), "?no": (s + "?no\n", True, None), "?no twice": ("?no\n?no\n" + s, True, None),
-        "?yes, cut off": (s + "?yes", False, None), "?yes, then x": (s + "?yes\nx\n", False, None),
-        "?yes, then cut off": (s + "?yes\nx", False, None), "?yes twice": (s + "?yes\n?yes\n", False, None),
-        "?yes, then wait": (s + "?yes\nwait\n" + c, False, None), "?yes too early": (a + "?yes\n" + b + c, False, None),
-        "?yes to a wrong line": ("x\n?yes\nwait\n" + s, False, 0), "?no, wait": ("x\n?no\nwait\n" + s, True, None),
-        "wait on nothing": ("wait\n" + s, False, None), "wait on a verdict": ("?no\nwait\n" + s, False, None),
-        "one wait too many": (a + "wait\nwait\n" + s, False, None), "wait on nothing, then x": (a + "wait\nwait\nx\n", False, None),
-        "wait back to the start": (a + b + "wait\nwait\n" + s, True, None), "wait for one line": (a + b + "wait\n" + b + c, True, None),
-        "wrong taken back": (a + "x\nwait\n" + b + c, True, None), "two wrong, one taken back": ("x\n" + a + "wait\n" + s, False, 0),
-        "two wrong, two taken back": ("x\n" + a + "wait\nwait\n" + s, True, None), "solution taken back": (s + "wait\n", False, None),
-        "errors count all lines": (a + "wait\n?no\n" + a + "x\n" + b, False, 4), "wait with a space": (a + "wait \n", False, 1),
-        "<|eos|> as text": (s + "<|eos|>", False, None), "<|eos|> line": (s + "<|eos|>\n", False, 3),
-        "<|pad|> at the end": (s[:-1] + "<|pad|>\n", False, 2), "CRLF": (s.replace("\n", "\r\n"), False, 0),
-        "U+2028 lines": (s.replace("\n", "\u2028") + "\n", False, 0), "form feed": (a + b + "\f" + c, False, 2),
-        "NUL": (s[:-1] + "\0\n", False, 2), "surrogate": (s[:-1] + "\ud800\n", False, 2), "space before": (a + " " + b, False, 1),
-        "space after": (a[:-1] + " \n", False, 0), "comment": (a[:-1] + "#\n", False, 0), "5,000 digits": (a + "5" * 5000 + "\n", False, 1)}
+# wrong first lines; most of them are right to somebody's eval, int or split
+WRONG = {
+    "6 2>36": "6*6=36,36", "3 8 9>24": "3*8=24,24", "0 0>0": "0/0=0,0", "999999999 1>1": "999999999+1=1000000000,1000000000",
+    "3 24 98>24": "24+3//98=24,24", "24 99 98>24": "24+99**-98=24,24", "50 1 99 98 97>50": "50+1/99/98/97=50,50",
+    "3 4 5>14": "3.5*4=14,14", C: """
+    9-5=4,3 4|9-5=4,3 2 4 4|9-5=4,3 1 4|9-5=4,3 3 4|9-5=4,3 2|9-5=4|9-5=4,|9*3=27,2 27|9+3=12,9 5 2 12|9+3=12,12|24|9-5|
+    9/5=1,3 2 1|9/5=2,3 2 2|9//5=1,3 2 1|9%5=4,3 2 4|3**2=9,9 5 9|9-5=5,3 2 5|3-5=-2,9 2 -2|3-5=2,9 2 2|8-4=4,3 2 4|
+    9-9=0,3 5 2 0|9-5=4,3  2 4|9 - 5=4,3 2 4|9-5=4, 3 2 4|9-5=4,3 2 4,|9-5=4,3,2,4|9-5=04,3 2 4|09-5=4,3 2 4|
+    9-5=4,3 2 04|9+5=1 4,3 2 14|9+5=1_4,3 2 14|9+5=14,3 2 1_4|9.0-5=4,3 2 4|9-5=4.0,3 2 4|9e0-5=4,3 2 4|+9-5=4,3 2 4|
+    9-+5=4,3 2 4|9--5=14,3 2 14|9-5=+4,3 2 4|9-5=4,3 2 +4|(9-5)=4,3 2 4|9-5==4,3 2 4|4=9-5,3 2 4|9*3-5=22,2 22|
+    99**99**99=4,4|9-5=4>3 2 4|9x3=27,5 2 27|9\u00d73=27,5 2 27|9-\uff15=4,3 2 4|9-5=\u0664,3 2 4|9-5=4,3 2 \uff14|
+    3\u00b2=9,9 5 9|9+5=1\u0664,3 2 14|?Yes|?|?yesyes|?maybe|Wait""",
+    E: """
+    53|(12+7)*3-5|12*3-5+7*3|60-5-4+1|052|00052|19*03-5|5_2|5 2|57 - 5|it is 52|52**1|104//2|152%100|52.0|52e0|0x34|+52|
+    -52|--52|57+-5|57-+5|57-(-5)|52=|=52|52,52|5(2)|(5)(2)|()52|52()|(|)|()|(52|52)|)52(|52+|*52|52/0|52+0/0|52/(5-5)|
+    (1/2)*104|105/2|3-5+54|100-50-2|208/8/2|(2+5)*10|99**99**99|999999999+1-999999948|1000000000-999999948|
+    99999*99999*0+52|5\u0662|\uff15\uff12|5\u00b2|57\u22125"""}
+SAME = "19*3-5|26*2|(57-5)|60-5-3|60-(5+3)|104/2/1|104/(4/2)|2+5*10|26+13*2|0/5+52|52+0*7|(((2))+((50)))|999999999-999999947"
+DEEP = "(" * 5000 + "{}" + ")" * 5000
 
-
-LAST_C = """4*6=25,24 4*6=24,25 4*6=24 4*6=24, ,24 24 4*6,24 4*6=024,24 04*6=24,24 4*6=24,024 4*6=2\u0664,24 \uff14*6=24,24 4\u00d76=24,24
-    4*6=2_4,24 4*6=24,2_4 4.0*6=24,24 4*6=24.0,24 4e0*6=24,24 4*6=24,24e0 +4*6=24,24 4*+6=24,24 4*6=+24,24 4*6=24,+24 (4*6)=24,24
-    4**6=24,24 24//1=24,24 124%100=24,24 4*6=24,24, 4*6==24,24 4*6=24,24,24 4*6*1=24,24 --4*6=24,24 24=4*6,24 4*6=24>24 \u00b2*6=24,24
-    6-4=2,2 4-6=-2,-2 6/4=1,1 4*4=16,16 6*6=24,24 18+6=24,24 99**99**99=24,24 4*6=24,24\u2003 4*6=24,\uff12\uff14""".split(" ")
-FIRST_E = """53 (12+7)*3-5 12*3-5+7*3 60-5-4+1 052 00052 19*03-5 5\u0662 \uff15\uff12 57\u22125 5_2 52**1 104//2 152%100 52.0 52e0 0x34 +52 -52
-    --52 57+-5 57-+5 57-(-5) 52= =52 52,52 5(2) (5)(2) ()52 52() ( ) (52 52) )52( 52+ *52 52/0 52+0/0 52/(5-5) 1/2*104 105/2+0 3-5+54
-    100-50-2 208/8/2 (2+5)*10 99**99**99 999999999+1-999999948 1000000000-999999948 99999*99999*0+52 52\u2003 \u0665\u0662""".split()
-RIGHT_E = "19*3-5 57-5 26*2 (57-5) 60-5-3 60-(5+3) 104/2/1 104/(4/2) 2+5*10 26+13*2 0/5+52 52+0*7 (((2))+((50))) 999999999-999999947".split()
-CASES = [(prompt, id, *case) for prompt in STEPS for id, case in cases_of_both(*STEPS[prompt]).items()]
-CASES += [(C, line.strip(), "".join(STEPS[C][:2]) + line.strip() + "\n", False, 2) for line in LAST_C if line.strip()]
-CASES += [(E, line, line + "\n", False, 0) for line in FIRST_E]
-CASES += [(E, "answer after " + line, line + "\n52\n", True, None) for line in RIGHT_E] + [
-    (E, "direct answer", "52\n", True, None), (E, "not a plain integer", "(52)\n", False, None), (E, "(52), 52", "(52)\n52\n", False, 1),
-    (E, "as many operators", "19*3-5\n20*3-8\n52\n", False, 1), (E, "wrong, right answer", "19*3-4\n57-5\n52\n", False, 0),
-    (E, "answer in words", "the answer is 52\n", False, 0), (E, "two answers", "53\n52\n", False, 0), (E, "space inside", "5 2\n", False, 0),
-    (E, "spaces", "57 - 5\n52\n", False, 0), (E, "5,000 parentheses", "(" * 5000 + "52" + ")" * 5000 + "\n", False, None),
-    (E, "5,000 around a step", "(" * 5000 + "57-5" + ")" * 5000 + "\n52\n", True, None), (E, "5,000 open", "(" * 5000 + "\n", False, 0),
-    (E, "5,000 zeros", "0" * 5000 + "52\n", False, 0), (E, "5,000 signs", "-" * 5000 + "52\n", False, 0),
-    (C, "any order", "9-5=4,4 2 3\n2*3=6,6 4\n6*4=24,24\n", True, None), (C, "other tokens", "9\u22125=4,3 2 4\n", False, 0),
-    (C, "dead end", "9+3=12,5 2 12\n5+2=7,12 7\n12+7=19,19\n", False, None), (C, "number reused", "9+3=12,9 5 2 12\n12*2=24,24\n", False, 0),
-    (C, "reused later", "9+3=12,5 2 12\n9+3=12,5 2 12\n", False, 1), (C, "number dropped", "9*3=27,2 27\n", False, 0),
-    (C, "list short", "9-5=4,3 4\n", False, 0), (C, "list long", "9-5=4,3 2 4 4\n", False, 0), (C, "list changed", "9-5=4,3 1 4\n", False, 0),
-    (C, "list doubled", "9-5=4,3 3 4\n", False, 0), (C, "no result in the list", "9-5=4,3 2\n", False, 0),
-    (C, "two spaces", "9-5=4,3  2 4\n", False, 0), (C, "space inside", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=2 4,24\n", False, 2),
-    (C, "space after the comma", "9-5=4, 3 2 4\n", False, 0), (C, "inexact", "9/5=1,3 2 1\n", False, 0), (C, "9%5", "9%5=4,3 2 4\n", False, 0),
-    (C, "lands on the target", "9-5=4,3 2 4\n3*2=20,4 20\n4+20=24,24\n", False, 1), (C, "9//5", "9//5=1,3 2 1\n", False, 0),
-    (C, "3**2", "3**2=9,9 5 9\n", False, 0), (C, "negative", "5-9=-4,3 2 -4\n", False, 0), (C, "absolute", "3-5=2,9 2 2\n", False, 0),
-    (C, "5,000 parentheses", "(" * 5000 + "9" + ")" * 5000 + "-5=4,3 2 4\n", False, 0), (C, "list of 5,000", "9-5=4" + ",3" * 5000 + "\n", False, 0),
-    (C, "5,000 digits left", "9-5=4,3 2 " + "4" * 5000 + "\n", False, 0), (C, "5,000 digits made", "9-5=" + "4" * 5000 + ",3 2 4\n", False, 0),
-    ("6 6 2>18", "both of a pair", "6*2=12,6 12\n6+12=18,18\n", True, None), ("6 6 2>24", "pair too often", "6*2=12,6 12\n6+6=12,12 12\n", False, 1),
-    ("6 2>36", "single used twice", "6*6=36,36\n", False, 0), ("4 4>8", "pair", "4+4=8,8\n", True, None), ("3 8 9>24", "one unused", "3*8=24,24\n", False, 0),
-    ("5 5 3>3", "division by zero", "5-5=0,3 0\n3/0=3,3\n", False, 1), ("0 0>0", "0/0", "0/0=0,0\n", False, 0), ("0 5>0", "0/5", "0/5=0,0\n", True, None),
+OWN = [
+    (C, "any order", "9-5=4,4 2 3\n2*3=6,6 4\n6*4=24,24\n", True, None),
+    (C, "dead end", "9+3=12,5 2 12\n5+2=7,12 7\n12+7=19,19\n", False, None),
+    (C, "lands on the target", "9-5=4,3 2 4\n3*2=20,4 20\n4+20=24,24\n", False, 1),
+    (C, "5,000 parentheses", DEEP.format(9) + "-5=4,3 2 4\n", False, 0),
+    (C, "5,000 digits listed", "9-5=4,3 2 " + "4" * 5000 + "\n", False, 0),
+    (C, "5,000 digits computed", "9-5=" + "4" * 5000 + ",3 2 4\n", False, 0),
+    ("6 6 2>18", "both of a pair", "6*2=12,6 12\n6+12=18,18\n", True, None), ("4 4>8", "pair", "4+4=8,8\n", True, None),
+    ("6 6 2>24", "pair used once too often", "6*2=12,6 12\n6+6=12,12 12\n12+12=24,24\n", False, 1),
+    ("5 5 3>3", "3/0", "5-5=0,3 0\n3/0=3,3\n", False, 1), ("0 5>0", "0/5", "0/5=0,0\n", True, None),
     ("999999998 1>999999999", "largest", "999999998+1=999999999,999999999\n", True, None),
-    ("999999999 1 1>999999999", "too large", "999999999+1=1000000000,1 1000000000\n1000000000-1=999999999,999999999\n", False, 0),
-    ("3 24 98>24", "24+3//98", "24+3//98=24,24\n", False, 0), ("24 99 98>24", "24+99**-98", "24+99**-98=24,24\n", False, 0),
-    ("50 1 99 98 97>50", "50+1/99/98/97", "50+1/99/98/97=50,50\n", False, 0), ("3 4 5>14", "3.5*4", "3.5*4=14,14\n", False, 0)]
+    (E, "direct answer", "52\n", True, None), (E, "not plain", "(52)\n", False, None), (E, "late", "(52)\n52\n", False, 1),
+    (E, "as many operators", "19*3-5\n20*3-8\n52\n", False, 1), (E, "lands on 52", "19*3-4\n57-5\n52\n", False, 0),
+    (E, "two answers", "53\n52\n", False, 0), (E, "5,000 (", "(" * 5000 + "\n", False, 0),
+    (E, "5,000 parentheses", DEEP.format(52) + "\n", False, None), (E, "5,000 signs", "-" * 5000 + "52\n", False, 0),
+    (E, "5,000 around a step", DEEP.format("57-5") + "\n52\n", True, None), (E, "zeros", "0" * 5000 + "52\n", False, 0)]
 
 
-@pytest.mark.parametrize("prompt, completion, correct, first_error", [pytest.param(prompt, *case, id=ascii(f"{prompt[0]} {id}"))
-                                                                      for prompt, id, *case in CASES])
+def write(recipe, prompt):
+    lines = dict(zip("abc", STEPS[prompt]))
+    text = "".join(lines.get(word, word + "\n") for word in recipe.removesuffix("~").split()).replace("<eos>", "<|eos|>")
+    return text[:-1] if recipe.endswith("~") else text
+
+
+CASES = [(prompt, recipe, write(recipe, prompt), *verdict)
+         for prompt in STEPS for verdict, recipes in BOTH.items() for recipe in recipes.split("|")]
+CASES += [(prompt, name, change(write("a b c", prompt)), *verdict) for prompt in STEPS for name, change, *verdict in TYPED]
+CASES += [(prompt, line.strip(), line.strip() + "\n", False, 0) for prompt in WRONG for line in WRONG[prompt].split("|")]
+CASES += [(E, line, line + "\n52\n", True, None) for line in SAME.split("|")] + OWN
+
+
+@pytest.mark.parametrize("prompt, completion, correct, first_error",
+                         [pytest.param(prompt, *case, id=ascii(f"{prompt} {name[:40]}")) for prompt, name, *case in CASES])
 def test_case(prompt, completion, correct, first_error):
     verdict = verify(parse_problem(prompt), completion)
     assert (verdict.correct, verdict.first_error) == (correct, first_error), verdict.reason
     assert verdict.reason.isprintable() and len(verdict.reason) < 300
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The oracle: Python's own parser and exact fractions; first the lines that stand, then the steps they make.
+# A state is the Counter of the numbers left, or the text of the expression that stands.
+
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def is_number(word):
+    return 0 < len(word) <= 9 and set(word) <= set("0123456789") and (word == "0" or word[0] != "0")
+
+
+@lru_cache(maxsize=None)
+def work_out(text):
+    """(value, number of operators) of an expression; None if it is none, or something in it is not legal."""
+    def walk(node):
+        if type(node) is ast.Constant:
+            return Fraction(node.value), 0
+        if type(node) is not ast.BinOp or type(node.op) not in OPERATORS:
+            raise ValueError
+        (a, m), (b, n) = walk(node.left), walk(node.right)
+        c = OPERATORS[type(node.op)](a, b)
+        if c.denominator != 1 or not 0 <= c <= 999_999_999:
+            raise ValueError
+        return c, m + n + 1
+
+    if not set(text) <= set("0123456789+-*/()") or not all(map(is_number, re.findall("[0-9]+", text))):
+        return None
+    try:
+        return walk(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+
+
+def start(prompt):
+    return Counter(map(int, prompt.split(">")[0].split(" "))) if ">" in prompt else prompt[:-2]
+
+
+def follow(state, line, lists=True):
+    """The state after a line, None if the line is wrong."""
+    if isinstance(state, str):
+        above, here = work_out(state), work_out(line)
+        return line if here and here[0] == above[0] and here[1] < above[1] else None
+    computed, _, rest = line.partition("=")
+    result, _, listed = rest.partition(",")
+    worked, listed = work_out(computed), listed.split(" ")
+    if not worked or worked[1] != 1 or "(" in computed or not is_number(result) or worked[0] != int(result):
+        return None
+    used = Counter(map(int, re.findall("[0-9]+", computed)))
+    left = state - used + Counter([int(result)])
+    is_listed = all(map(is_number, listed)) and Counter(map(int, listed)) == left
+    return left if used <= state and (is_listed or not lists) else None
+
+
+def is_solved(prompt, state):
+    return is_number(state) if isinstance(state, str) else state == Counter([int(prompt.split(">")[1])])
+
+
+def replay(prompt, text, lists=True):
+    """(state, first error, is there a fault of structure)"""
+    lines, standing, state, fault = text.split("\n")[:-1], [], start(prompt), False
+    for i, line in enumerate(lines):
+        fault = i > 0 and lines[i - 1] == "?yes" or line == "wait" and not standing
+        if fault:
+            break
+        if line == "wait":
+            del standing[-1]
+        elif line != "?yes" and line != "?no":
+            standing.append(i)
+    for i in standing:
+        state = follow(state, lines[i], lists)
+        if state is None:
+            return None, i, fault
+    return state, None, fault
+
+
+def oracle(prompt, text, lists=True):
+    state, first_error, fault = replay(prompt, text, lists)
+    return first_error is None and not fault and text[-1:] == "\n" and is_solved(prompt, state), first_error
+
+
+@lru_cache(maxsize=None)
+def reachable(numbers, target):
+    """Depth first, through every order of the numbers (a sorted tuple)."""
+    for a, b, *rest in set(permutations(numbers)) if len(numbers) > 1 else ():
+        results = [a + b, a - b, a * b, a // b if b and a % b == 0 else -1]
+        if any(0 <= c <= 999_999_999 and reachable(tuple(sorted([*rest, c])), target) for c in results):
+            return True
+    return numbers == (target,)
+
+
+def oracle_value(prompt, prefix):
+    state, first_error, fault = replay(prompt, prefix)
+    if first_error is not None or fault:
+        return False
+    if is_solved(prompt, state) or prefix.split("\n")[-2:-1] == ["?yes"]:
+        return is_solved(prompt, state)
+    if isinstance(state, str):
+        return work_out(state)[1] > 0
+    return reachable(tuple(sorted(state.elements())), int(prompt.split(">")[1]))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The fuzz
+
+LETTERS = [*"0123456789+-*/()=,>? \n", "wait", "yes", "no", "\u0663", "\uff13", "\u2212", "\r", "\0", "\ud800", "_", "."]
+LINES = ["wait", "wait", "wait", "?yes", "?no", "", "x", "0"]
+
+
+def mutate(text, rnd):
+    """One random edit of a completion; some do no harm."""
+    if rnd.random() < 0.4:
+        k, letters = rnd.randrange(len(text) + 1), "".join(rnd.choices(LETTERS, k=rnd.randint(1, 3)))
+        return rnd.choice([
+            text[:k] + letters + text[k:], text[:k] + text[k + 1:], text[:k] + letters + text[k + len(letters):],
+            text[:k] + text[k:k + 2][::-1] + text[k + 2:], text[:-1], text.replace("3", "\uff13", 1)])
+    lines = text.split("\n")
+    i, new = rnd.randrange(len(lines)), rnd.choice(LINES)
+    line, (computed, comma, listed) = lines[i], lines[i].partition(",")
+    other_order = re.sub("^([0-9]+)([+*])([0-9]+)=", r"\3\2\1=", computed) + comma + " ".join(listed.split(" ")[::-1])
+    lines[i:i + 1] = rnd.choice([
+        [new], [new, line], [line, new], [new, "wait", line], [line, "wait", line], [line, line], [rnd.choice(lines)], [],
+        [f"({line})"], [f"{line}+0"], [other_order]])
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=None)
+def fuzz_cases(task):
+    """50,000 of (problem, completion, what the oracle says): solutions with up to three edits."""
+    rng, rnd, cases = np.random.default_rng(1), random.Random(1), []
+    pool = [pair for level in LEVELS[task][:-1] for pair in zip(*make_problems(task, level, 200, rng))]
+    for _ in range(50_000):
+        problem, text = rnd.choice(pool)
+        for _ in range(rnd.choice([0, 1, 1, 2, 3])):
+            text = mutate(text, rnd)
+        cases.append((problem, text, oracle(problem.prompt, text)))
+    return cases
+
+
+def judge(problem, text):
+    verdict = verify(problem, text)
+    return verdict.correct, verdict.first_error
+
+
+@pytest.mark.parametrize("task", LEVELS)
+def test_fuzz(task):
+    cases = fuzz_cases(task)
+    wrong = [(problem.prompt, text, verdict) for problem, text, verdict in cases if judge(problem, text) != verdict]
+    assert not wrong, f"{len(wrong)} verdicts differ from the oracle's: {wrong[:3]}"
+    kinds = Counter("correct" if correct else "fault" if error is None else "error" for _, _, (correct, error) in cases)
+    assert min(kinds["correct"], kinds["fault"], kinds["error"]) > 2_500 and kinds["correct"] < 25_000, kinds
+    for problem, prefix, _ in cases[:2000]:
+        if len(problem.numbers) < 4 or task == "expression":
+            assert state_value(problem, prefix) is oracle_value(problem.prompt, prefix), (problem.prompt, prefix)
+
+
+BROKEN = {
+    "ignores the numbers listed": lambda problem, text: oracle(problem.prompt, text, lists=False),
+    "reads digits of every script": lambda problem, text: judge(problem, unicodedata.normalize("NFKC", text)),
+    "strips": lambda problem, text: judge(problem, text.strip() + "\n"),
+    "forgives a wait on nothing": lambda problem, text: judge(problem, re.sub("^(wait\n)+", "", text)),
+    "stops at ?yes": lambda problem, text: judge(problem, re.sub("(?s)([?]yes\n).*", r"\1", text))}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_fuzz_catches_a_verifier_that(name):
+    for task in LEVELS if "listed" not in name else ["countdown"]:
+        assert any(BROKEN[name](problem, text) != verdict for problem, text, verdict in fuzz_cases(task)[:10_000])
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Any text at all, and fast
+
+def blow_up(n):
+    """Texts of about n characters that may trip a parser."""
+    units = ["5", "(", ")", "-", "\n", "\0", "\ud800", "wait\n", "?no\n", "?yes\n", "x\n", "x\nwait\n", "1+", "52\nwait\n"]
+    texts = [unit * (n // len(unit)) for unit in [*units, STEPS[C][0] + "wait\n"]]
+    texts += ["(" * (n // 2) + "52" + ")" * (n // 2), "0+(" * (n // 4) + "52" + ")" * (n // 4), "52" + "-0" * (n // 2)]
+    return [text + "\n" for text in [*texts, "9-5=4," + "3 " * (n // 2) + "4", "9-5=" + "4" * n + ",3 2 4"]]
+
+
+def seconds(function, *args):
+    """CPU time of this process: other programs on the machine do not count."""
+    begin = time.process_time()
+    function(*args)
+    return time.process_time() - begin
+
+
+@pytest.mark.parametrize("prompt", STEPS)
+def test_any_text_is_judged_in_linear_time(prompt):
+    problem = parse_problem(prompt)
+    for half, whole in zip(blow_up(100_000), blow_up(200_000)):
+        assert seconds(verify, problem, whole) < 2, ascii(whole[:20])
+        pairs = ((seconds(verify, problem, half), seconds(verify, problem, whole)) for _ in range(5))
+        assert any(long < 3 * short + 0.01 for short, long in pairs), ascii(whole[:20])
+    for text in [*blow_up(5000), "", "\udfff", "<|eos|>", STEPS[C][0] + "\ud800", "\u0663>\u0663", "5" * 5000 + "="]:
+        assert type(verify(problem, text)) is Verdict and type(state_value(problem, text)) is bool
+        for parse in parse_problem, encode:
+            with suppress(ValueError):
+                parse(text)
+
+
+def test_speed():
+    """Loose, for slow machines."""
+    problems, solutions = make_problems("countdown", 4, 1000, np.random.default_rng(0))
+    assert min(seconds(lambda: list(map(verify, problems, solutions))) for _ in range(5)) < 1000 * 100e-6
+    assert min(seconds(make_problems, "countdown", 4, 1000, np.random.default_rng(seed)) for seed in range(3)) < 1
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# State values
+
+@pytest.mark.parametrize("level", [2, 3, 4])
+def test_state_value_of_countdown(level):
+    rnd, seen = random.Random(level), Counter()
+    for problem, solution in zip(*make_problems("countdown", level, 60, np.random.default_rng(level))):
+        numbers = [rnd.choice([0, 1, rnd.randint(1, 99)]) for _ in range(level)]
+        other = parse_problem(f"{' '.join(map(str, numbers))}>{rnd.randint(0, 100)}")
+        hits = find_hits(np.array([problem.numbers, other.numbers]), np.array([problem.target, other.target])).any(0)
+        assert hits.tolist() == [True, reachable(tuple(sorted(numbers)), other.target)]
+        prefixes = [(problem, mutate(solution, rnd)), (problem, "".join(solution.splitlines(True)[:rnd.randrange(level)]))]
+        for wanderer in problem, other:
+            left, text = wanderer.numbers, ""
+            for _ in range(rnd.randrange(level)):
+                line, left = rnd.choice(legal_steps(left))
+                text += line
+            prefixes.append((wanderer, text + rnd.choice(["", "1+", "wait", "?no\n"])))
+        for problem, prefix in prefixes:
+            value = state_value(problem, prefix)
+            assert value is oracle_value(problem.prompt, prefix), (problem.prompt, prefix)
+            seen[value] += 1
+    assert min(seen[True], seen[False]) > 60, seen
+
+
+@pytest.mark.parametrize("prompt, prefix, value", [
+    (E, "", True), (E, "19*3-5\n", True), (E, "52\n", True), (E, "(52)\n", False), (E, "19*3-4\n", False),
+    (E, "?no\n", True), (E, "(52)\nwait\n", True), (E, "53\nwait\n", True), (E, "wait\n", False), (E, "(52)\nwait", False),
+    (E, "57-5\n53", True), (E, "52\n52\n", False), (E, "57-5\n?yes\n", False), (E, "52\n?yes\nx", True),
+    (E, "52\n?yes\nx\n", False), (C, "24\n", False), (C, "24\nwait\n", True), (C, "9-5=4,3 2 4\n?yes\n", False),
+    (C, "9-5=4,3 2 4\n3*2=7", True), (C, write("a b c ?yes", C), True), (C, write("a b c a", C), False),
+    (C, "9+3=12,5 2 12\n5+2=7,12 7\n12+7=19,19\n", False), ("9 3 5 2>9999", "", False),
+    ("99999 99999 0>0", "", True), ("999999999 2 2>999999999", "", True),
+    ("40000 29997 30>39996000", "", False), ("40000 2997 30>3996000", "", True)])           # 40000*29997 is too large
+def test_state_value(prompt, prefix, value):
+    assert state_value(parse_problem(prompt), prefix) is value is oracle_value(prompt + "\n", prefix)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Problems
+
+@pytest.mark.parametrize("task, level", [(task, level) for task in LEVELS for level in LEVELS[task]])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_problems_and_their_solutions(task, level, split):
+    n = 2 if (task, level) == ("countdown", 6) else 50
+    problems, solutions = make_problems(task, level, n, np.random.default_rng(level), split)
+    assert (problems, solutions) == make_problems(task, level, n, np.random.default_rng(level), split)
+    assert problems != make_problems(task, level, n, np.random.default_rng(99), split)[0]
+    assert len(problems) == len(solutions) == n
+    for problem, solution in zip(problems, solutions):
+        assert problem == parse_problem(problem.prompt) and (problem.task, problem.level) == (task, level)
+        assert len(re.findall("[0-9]+", problem.prompt.split(">")[0])) == level + (task == "expression")
+        assert split_of(problem) == split and (task == "expression" or 10 <= problem.target <= 100)
+        assert task == "expression" or all(1 <= number <= 99 for number in problem.numbers)
+        for text in [solution, solve(problem, np.random.default_rng(0))][:1 + (n > 2)]:
+            assert judge(problem, text) == oracle(problem.prompt, text) == (True, None)
+            assert len(encode(text)) < max_tokens(task, level) and text.count("\n") == level - (task == "countdown")
+            assert decode(encode(problem.prompt + text)) == problem.prompt + text and min(encode(text)) >= NEWLINE
+
+
+def test_split_does_not_depend_on_the_order_of_numbers():
+    for problem in test_problems("countdown", 3, 200) + test_problems("countdown", 4, 30):
+        orders = [" ".join(map(str, order)) for order in permutations(problem.numbers)]
+        assert {split_of(parse_problem(f"{order}>{problem.target}")) for order in orders} == {"test"}
+    for form in "{0} 7>{1}", "{0}+{1}=":                                                # one in ten
+        assert 150 < sum(split_of(parse_problem(form.format(a, b))) == "test" for a in range(7, 57) for b in range(40)) < 250
+    assert test_problems("expression", 4, 9) == test_problems("expression", 4, 9)
+
+
+def test_targets_are_uniform_and_can_be_held_out():
+    counts = np.bincount([problem.target for problem in make_problems("countdown", 2, 9100, np.random.default_rng(0))[0]])
+    assert counts[:10].sum() == 0 and ((counts[10:] - 100) ** 2 / 100).sum() < 150      # chi-squared, 90 degrees of freedom
+    held_out = make_problems("countdown", 3, 50, np.random.default_rng(0), targets=[17, 23])[0]
+    assert {problem.target for problem in held_out} == {17, 23}
+    assert make_problem("countdown", 3, np.random.default_rng(0), "test", targets=[71]).target == 71
+
+
+def test_solve_draws_from_all_solutions_and_knows_when_there_is_none():
+    rng = np.random.default_rng(0)
+    assert len({solve(parse_problem("1 2 3>6"), rng) for _ in range(200)}) > 5
+    assert solve(parse_problem("1 1 1>100"), rng) is None and solve(parse_problem("((1+2))*3="), rng) == "3*3\n9\n"
+
+
+def test_no_such_task_or_level():
+    for task, level in [("chess", 3), ("countdown", 1), ("countdown", 7), ("expression", 0), ("expression", 9)]:
+        with pytest.raises(ValueError):
+            make_problem(task, level, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("text, numbers, target", [
+    (C, (9, 3, 5, 2), 24), (E, (12, 7, 3, 5), 52), ("1 1>100", (1, 1), 100), ("0 999999999>0", (0, 999999999), 0),
+    ("1 2 3 4 5 6>7", (1, 2, 3, 4, 5, 6), 7), ("1+1+1+1+1+1+1+1+1=", (1,) * 9, 9), ("((1+2))=", (1, 2), 3)])
+def test_parse_problem(text, numbers, target):
+    problem = parse_problem(text)
+    task = "countdown" if ">" in text else "expression"
+    assert problem == parse_problem(text + "\n") == Problem(task, text + "\n", numbers, target)
+    with pytest.raises(AttributeError):
+        problem.target = 0
+
+
+BAD = """|\n|9|24|9>24|>24|9 3>|9 3|9 3 24|1 2 3 4 5 6 7>8|09 3>24|9 3>024|9  3>24| 9 3>24|9 3 >24|9 3> 24|9 3>24 |9,3>24|\
+9 -3>24|9 3>-24|9 3>1000000000|1000000000 3>9|9 3.0>24|9 3>24\r\n|9 3>24\r|9 3>24\n\n|\n9 3>24|9 3>24x|9 3>24>24|9 3>24=|\
+9 \u0663>24|\uff19 3>24|9\t3>24|1_0 3>24|52=|(52)=|=|+=|1+1+1+1+1+1+1+1+1+1=|3-5=|7/2=|7/0=|-3+5=|+3+5=|3+-5=|3+(-5)=|3+5|\
+3+5=8|3+5=x|3+5= |3 +5=|3+5==|3+5=\r\n|3+5=\n\n|03+5=|(3+5=|3+5)=|999999999+1=|()+3=|3()+5=|3**5=|3//3=|3%5=|3.0+5=|3_0+5=|\
+3+\u0665=|3\u22121=|1000000000-1=|1e1+1=|3\n+5=|\ud800+1=|?yes|wait|<eos>""".split("|") + [
+    "9 3>" + "1" * 5000, "1+" + "1" * 5000 + "=", "(" * 5000 + "3+5=", "<|eos|>"]
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: ascii(text)[:20])
+def test_parse_problem_refuses(text):
+    with pytest.raises(ValueError, match="(is not an? |has [0-9]+ (numbers|operators))"):
+        parse_problem(text)
+
+
+def test_parse_problem_fuzz():
+    """Random expressions have the value that the oracle says, most of them none."""
+    rnd, legal = random.Random(0), 0
+    for _ in range(20_000):
+        numbers = rnd.choices([*"01234569", "12", "24", "40000", "999999999", "07"], k=rnd.choice([1, 2, 3, 4, 5, 9, 10]))
+        parts = [rnd.choice(["", "", "("]) + number + rnd.choice(["", "", ")"]) + rnd.choice("+-*/") for number in numbers]
+        text = "".join(parts)[:-1]
+        worked = work_out(text)
+        if worked and 1 <= worked[1] <= 8:
+            legal += 1
+            assert parse_problem(text + "=").target == worked[0], text
+        else:
+            with pytest.raises(ValueError):
+                parse_problem(text + "=")
+    assert legal > 500
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Tokens
+
+def test_tokens():
+    words = [*"\n0123456789+-*/()=,>? ", "wait", "yes", "no"]
+    assert (PAD, EOS, NEWLINE) == (0, 1, 2) == (PAD, EOS, *encode("\n")) and decode([PAD, EOS]) == "<|pad|><|eos|>"
+    assert sorted(token for word in words for token in encode(word)) == list(range(2, 2 + len(words)))
+    assert len(encode("wait\nwaitwait?yes\n?no\n")) == 10 and encode("") == []
+
+
+@pytest.mark.parametrize("text, character", [
+    ("x", "x"), ("wai", "w"), ("1\n\u0663", "\u0663"), ("<|eos|>", "<"), ("24\n<|pad|>", "<"), ("1\r\n", "\r"), ("1_0", "_"),
+    ("1\ud800", "\ud800"), ("\0", "\0"), ("\U0001f600", "\U0001f600"), ("Wait", "W"), ("yes no ye", "y"), ("\t", "\t")])
+def test_encode_names_what_is_outside(text, character):
+    with pytest.raises(ValueError, match=re.escape(ascii(character))):
+        encode(text)

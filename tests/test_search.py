@@ -1,0 +1,171 @@
+"""
+Search: the budget is a ceiling that counts everything, no step is paid for twice, PUCT and backup do the arithmetic of the
+paper, and the tables' baselines and intervals are what they claim.
+"""
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+from search import METHODS, Node, Search, backup, expand, mcts, sample_n, select, sigmoid, wilson
+from verify import EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, test_problems, verify
+
+ARGS = argparse.Namespace(c_puct=1.0, seed=0)
+
+
+@pytest.fixture
+def model():
+    """Random, but with a taste for newlines and <|eos|>, so that steps end."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    head = model.forward
+
+    def forward(idx, cache=None):
+        logits, values = head(idx, cache)
+        bias = torch.zeros(64)
+        bias[NEWLINE], bias[EOS] = 3.0, 2.0
+        return logits + bias, values
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("budget", [5, 33, 100])
+def test_no_method_exceeds_its_budget(model, name, budget):
+    problems = test_problems("countdown", 3, 12)
+    method, scorer = METHODS[name]
+    results = method(model, problems, budget, scorer, ARGS, torch.Generator().manual_seed(0))
+    assert len(results) == len(problems)
+    for result in results:
+        assert 0 < result.tokens <= budget and 0 <= result.score <= 1 and isinstance(result.completion, str)
+    if name in ("best-of-n (value)", "majority"):
+        assert all(result.tokens == budget for result in results)       # and samples use all of it
+
+
+def test_samples_count_cut_off_ones_and_their_values_are_the_models(model):
+    problem = parse_problem("9 3 5 2>24")
+    found, = sample_n(model, [problem], 90, generator=torch.Generator().manual_seed(0))
+    assert sum(result.tokens for result in found) == 90
+    for result in found:
+        if result.finished:
+            idx = encode(problem.prompt) + encode_any(result.completion)
+            value = model(torch.tensor([idx]))[1][0, -1].item()
+            assert result.score == pytest.approx(sigmoid(value), abs=1e-5)
+            assert result.tokens == len(encode_any(result.completion)) + 1
+        else:
+            assert result.score == 0.0
+
+
+def encode_any(text):
+    from verify import ENCODING
+    return ENCODING.encode(text, allowed_special="all")
+
+
+def test_every_expansion_is_a_new_step_and_the_likeliest_first(model):
+    search = Search(parse_problem("9 3 5 2>24"), 10_000, "value")
+    first = expand(model, [search], [search.root])[0]
+    ids = list(search.prompt)
+    while ids[-1] not in (NEWLINE, EOS) or len(ids) == len(search.prompt):
+        ids.append(model(torch.tensor([ids]))[0][0, -1].argmax().item())
+    assert first is None or first.ids == ids                            # the first child is the greedy step
+    for _ in range(40):
+        if search.root.closed:
+            break
+        expand(model, [search], [search.root])
+    children = search.root.children
+    assert len(children) > 5 and len({tuple(child.ids) for child in children}) == len(children)
+    for child in children:                                              # prior and value are the model's, to the last token
+        logits, values = model(torch.tensor([child.ids]))
+        logprobs = logits.log_softmax(-1)[0, len(search.prompt) - 1:-1]
+        line = torch.tensor(child.ids[len(search.prompt):])
+        assert child.prior == pytest.approx(logprobs.gather(1, line[:, None]).sum().exp().item(), rel=1e-3)
+        if not child.finished:
+            assert child.value == pytest.approx(sigmoid(values[0, -1].item()), abs=1e-5)
+
+
+def test_shared_beginnings_are_paid_for_once(model):
+    search = Search(parse_problem("9 3 5 2>24"), 10_000, "value")
+    for _ in range(10):
+        expand(model, [search], [search.root])
+    written = {tuple(child.ids[:n]) for child in search.root.children for n in range(len(search.prompt) + 1, len(child.ids) + 1)}
+    assert search.spent >= len(written) and search.spent < sum(len(child.ids) - len(search.prompt) for child in search.root.children)
+
+
+def test_puct_by_hand():
+    root = Node([], value=0.5, visits=9, branches=[])
+    a = Node([1], prior=0.6, value=0.9, parent=root, visits=6, total=3.0)       # 0.5 + 0.6 * 3 / 7 = 0.757
+    b = Node([2], prior=0.3, value=0.5, parent=root, visits=2, total=1.2)       # 0.6 + 0.3 * 3 / 3 = 0.900
+    c = Node([3], prior=0.1, value=0.65, parent=root)                           # 0.65 + 0.1 * 3 / 1 = 0.950: not visited, so its value
+    root.children = [a, b, c]
+    assert select(root, 1.0) is c
+    c.closed = True
+    assert select(root, 1.0) is b
+    assert select(root, 0.0) is b                                               # Q alone
+    assert select(root, 4.0) is b                                               # 1.0 + ... = 1.8 against 0.5 + 1.03
+    root.branches = [(np.log(0.2), [7]), (np.log(0.15), [8])]                   # a new child: 0.5 + 0.2 * 3 / 1 = 1.1
+    assert select(root, 1.0) is root
+    b.closed = True
+    root.branches = [(np.log(0.05), [7])]                                       # 0.65 against a's 0.757
+    assert select(root, 1.0) is a
+
+
+def test_backup_adds_on_the_way_up_and_closes_what_is_exhausted():
+    root = Node([], branches=[])
+    child = Node([1], parent=root, branches=[])
+    leaf = Node([1, 2], parent=child, branches=[], finished=True, closed=True)
+    root.children, child.children = [child], [leaf]
+    backup(leaf, 0.25)
+    assert [(node.visits, node.total) for node in (leaf, child, root)] == [(1, 0.25)] * 3
+    assert child.closed and root.closed
+    open_root = Node([], branches=[(0.0, [])])
+    other = Node([1], parent=open_root, branches=[], closed=True)
+    open_root.children = [other]
+    backup(other, 1.0)
+    assert not open_root.closed
+
+
+def test_mcts_visits_add_up(model):
+    problems = test_problems("countdown", 3, 4)
+    searches = [Search(problem, 120, "value") for problem in problems]
+    mcts(model, problems, 120, "value", ARGS, searches=searches)
+
+    def check(node):
+        assert sum(child.visits for child in node.children) <= node.visits
+        assert node.total <= node.visits + 1e-9
+        for child in node.children:
+            assert child.parent is node
+            check(child)
+    for search in searches:
+        assert search.root.visits > 2
+        check(search.root)
+
+
+def test_wilson():
+    assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))      # Wilson 1927; figures of Brown, Cai & DasGupta 2001
+    assert wilson(10, 10)[1] == 1.0
+    assert wilson(80, 100) == (pytest.approx(0.7112, abs=1e-3), pytest.approx(0.8666, abs=1e-3))
+
+
+def test_enumeration_writes_the_whole_tree_once_and_finds_everything():
+    problems = test_problems("countdown", 3, 50)
+    results = METHODS["enumeration"][0](None, problems, 10_000, "verifier", ARGS, None)
+    assert all(verify(problem, result.completion).correct for problem, result in zip(problems, results))
+    numbers = (7, 8, 9)
+
+    def lines(left):
+        return [line for line, rest in legal_steps(left) for line in [line, *lines(rest)]]
+    unsolvable = parse_problem("7 8 9>998")
+    result, = METHODS["enumeration"][0](None, [unsolvable], 10_000, "verifier", ARGS, None)
+    assert result.completion == "" and result.tokens == sum(len(encode(line)) for line in lines(numbers))
+
+
+def test_random_steps_are_legal_and_honest():
+    problems = test_problems("countdown", 2, 40)
+    results = METHODS["random steps"][0](None, problems, 400, "verifier", ARGS, None)
+    solved = [verify(problem, result.completion).correct for problem, result in zip(problems, results)]
+    assert solved == [result.score == 1.0 for result in results] and sum(solved) > 30
