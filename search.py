@@ -122,6 +122,7 @@ def best_of_n(model, problems, budget, scorer, args, generator):
 class Node:
     ids: list                               # prompt and steps so far
     prior: float = 1.0                      # probability of the last step under the policy
+    path: float = 1.0                       # probability of all steps so far
     value: float = 0.5                      # P(this ends correct): value head; of a finished one, whoever judges
     parent: "Node" = None
     children: list = field(default_factory=list)
@@ -135,6 +136,14 @@ class Node:
     def q(self):
         return self.total / self.visits if self.visits else self.value
 
+    @property
+    def score(self):
+        """
+        What beams are kept by and solutions chosen by: P(the policy writes this) x P(this ends correct). The value alone
+        would pick what the policy hardly ever writes, lines that the value head has never seen and judges at random.
+        """
+        return self.path * self.value
+
 
 class Search:
     """What one problem's search has found and spent, whatever the order in which its nodes are expanded."""
@@ -147,8 +156,18 @@ class Search:
 
     @property
     def over(self):
-        solved = self.scorer == "verifier" and any(node.value == 1.0 for node in self.finished)
-        return solved or self.spent + 2 > self.budget or self.root.closed       # a branch and one more token are the least
+        if self.spent + 2 > self.budget or self.root.closed:            # a branch and one more token are the least
+            return True
+        if self.scorer == "verifier":
+            return any(node.value == 1.0 for node in self.finished)
+        return max((node.score for node in self.finished), default=-1.0) >= self.bound(self.root)
+
+    def bound(self, node):
+        """No score of what can still be found below a node is higher: the probability of its likeliest open path."""
+        if node.closed:
+            return 0.0
+        own = node.path * np.exp(max(node.branches)[0]) if node.branches else 0.0
+        return max([own, *map(self.bound, node.children)])
 
     def completion(self, node):
         return decode(node.ids[len(self.prompt):-1 if node.finished else None])
@@ -156,7 +175,7 @@ class Search:
     def result(self):
         if not self.finished:
             return Result("", 0.0, self.spent, self.read, False)
-        best = max(self.finished, key=lambda node: (node.value, node.parent.prior))
+        best = max(self.finished, key=lambda node: node.score)
         return Result(self.completion(best), float(best.value), self.spent, self.read)
 
 
@@ -187,7 +206,8 @@ def expand(model, searches, nodes):
             logprob += logprobs[t - len(begin)]
         child = None
         if ids[-1] in STOPS:
-            child = Node(node.ids + ids, float(np.exp(logprob)), float(sigmoid(value)), node)
+            prior = float(np.exp(logprob))
+            child = Node(node.ids + ids, prior, node.path * prior, float(sigmoid(value)), node)
             if ids[-1] == EOS:
                 child.finished = child.closed = node.closed = True      # who would end here need not go on
                 child.value = node.value    # of what stood before <|eos|>
@@ -202,7 +222,7 @@ def expand(model, searches, nodes):
 def beam(model, problems, budget, scorer, args, generator=None):
     """
     Beam search over steps: each depth turns the beams of a problem into about 2 x width candidates, of which the best
-    by value go on. The width is what the budget allows.
+    by score go on. The width is what the budget allows.
     """
     searches = [Search(problem, budget, scorer) for problem in problems]
     width = max(1, round(budget / (2 * max_tokens(problems[0].task, problems[0].level))))
@@ -218,7 +238,7 @@ def beam(model, problems, budget, scorer, args, generator=None):
                 expand(model, *zip(*pairs))
         for i, nodes in enumerate(beams):
             children = [child for node in nodes for child in node.children if not child.finished]
-            beams[i] = sorted(children, key=lambda child: -child.value)[:width] if not searches[i].over else []
+            beams[i] = sorted(children, key=lambda child: -child.score)[:width] if not searches[i].over else []
     return [search.result() for search in searches]
 
 
@@ -323,7 +343,7 @@ def wilson(k, n, z=1.96):
     """The 95 % interval of a fraction k / n (Wilson 1927)."""
     p, z2 = k / n, z * z
     centre, half = p + z2 / (2 * n), z * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+    return min(p, max(0.0, (centre - half) / (1 + z2 / n))), max(p, min(1.0, (centre + half) / (1 + z2 / n)))
 
 
 def measure(model, problems, name, budget, args):
@@ -392,8 +412,8 @@ def main():
     parser.shared("--init", "--task", "--level", task=None)
     # the search
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
-    parser.add_argument("--budgets", nargs="+", type=positive, default=[40, 75, 150, 300], metavar="N",
-                        help="ceilings on the tokens generated for a problem (default 40 75 150 300)")
+    parser.add_argument("--budgets", nargs="+", type=positive, default=[75, 150, 300, 600], metavar="N",
+                        help="ceilings on the tokens generated for a problem (default 75 150 300 600)")
     parser.add_argument("--c-puct", type=float, default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, help="test problems (default 1000)")

@@ -30,40 +30,26 @@ def parse_args():
     # the model
     parser.shared("--depth", "--init")
     # the optimisation
-    parser.add_argument("--steps", type=positive, default=2000, help="optimizer steps (default 2000)")
+    parser.add_argument("--steps", type=positive, default=4000, help="optimizer steps (default 4000)")
     parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
     parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")
     parser.add_argument("--decay", type=float, default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
-    parser.add_argument("--hard", type=float, default=0.5, help="share of solutions with * or / at first (default 0.5)")
+    parser.add_argument("--hard", type=float, default=0.3, help="share of problems that must multiply or divide, falling to 0 in the "
+                        "second half (default 0.3)")
     parser.add_argument("--first-line", type=float, default=0.3, help="after this share of the steps, three of four batches show the first "
                         "step of each solution only: the rest is mastered by then (default 0.3)")
     # the value head
     parser.add_argument("--value-every", type=positive, default=8, help="in the second half, every so many steps also fit the value head "
                         "(default 8)")
-    parser.add_argument("--value-coef", type=float, default=0.5, help="weight of the value loss (default 0.5)")
+    parser.add_argument("--value-coef", type=float, default=1.0, help="weight of the value loss (default 1)")
     # the run
-    parser.add_argument("--log-every", type=positive, default=250, help="steps between rows of sft.csv (default 250)")
+    parser.add_argument("--log-every", type=positive, default=1000, help="steps between rows of sft.csv (default 1000)")
     parser.add_argument("--log-problems", type=positive, default=200, help="test problems for these rows (default 200)")
     parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")
     return parser, parser.parse_args()
-
-
-def draw(args, step, rng):
-    """
-    Fresh problems with a solution each. Only three in ten of countdown's solutions multiply or divide, and those are learnt
-    last: their share begins at --hard and falls to the natural one in the second half.
-    """
-    problems, solutions = make_problems(args.task, args.level, 3 * args.batch_size, rng)
-    hard = [i for i, solution in enumerate(solutions) if "*" in solution or "/" in solution]
-    easy = sorted(set(range(len(problems))) - set(hard))
-    natural = len(hard) / len(problems)
-    share = natural + max(0.0, args.hard - natural) * min(1.0, 2 - 2 * step / args.steps)
-    n_hard = min(len(hard), round(share * args.batch_size))
-    chosen = hard[:n_hard] + easy[:args.batch_size - n_hard]
-    return [problems[i] for i in chosen], [solutions[i] for i in chosen]
 
 
 def make_batch(prompts, completions, device):
@@ -99,7 +85,7 @@ def main():
         checkpoint = None
         if args.resume:
             model, checkpoint = load_checkpoint(os.path.join(args.out, "sft.pt"), device)
-            args.__dict__.update(checkpoint["flags"], out=args.out, device=args.device)
+            args.__dict__.update(checkpoint["flags"], out=args.out, device=args.device, resume=True)
         elif args.init:
             model, _ = load_checkpoint(args.init, device)
             if args.depth and GPTConfig.from_depth(args.depth) != model.config:
@@ -137,7 +123,8 @@ def main():
     for step in bar:
         # 1. Fresh problems with a worked solution each; now and then, the model's own solutions with their verdicts.
         rng = np.random.default_rng([args.seed, step])
-        problems, solutions = draw(args, step, rng)
+        hard = args.hard * min(1.0, 2 - 2 * step / args.steps)          # to the natural share in the second half
+        problems, solutions = make_problems(args.task, args.level, args.batch_size, rng, hard=hard)
         batch_prompts = [encode(problem.prompt) for problem in problems]
         completions = [encode(solution) + [EOS] for solution in solutions]
         if args.task == "countdown" and step > args.first_line * args.steps and step % 4:

@@ -114,15 +114,18 @@ def split_of(problem):
     return "test" if int.from_bytes(digest, "big") % 10 == 0 else "train"
 
 
-def make_problems(task, level, n, rng, split="train", targets=None):
-    """n solved problems: (list of Problem, list of completions), all of one split; targets restricts countdown's."""
+def make_problems(task, level, n, rng, split="train", targets=None, hard=0.0):
+    """
+    n solved problems: (list of Problem, list of completions), all of one split. For countdown only: targets, the targets
+    allowed, and hard, the share of problems whose solution must multiply or divide (of the others, three in ten do).
+    """
     if task not in LEVELS or level not in LEVELS[task]:
         raise ValueError(f"no task {task} at level {level}: " + ", ".join(
             f"{name} has levels {levels[0]} to {levels[-1]}" for name, levels in LEVELS.items()))
     if split not in ("train", "test"):
         raise ValueError(f'no split {split!r}: "train" or "test"')
     make = _make_countdown if task == "countdown" else _make_expressions
-    return make(level, n, rng, split, targets)
+    return make(level, n, rng, split, targets, hard)
 
 
 def make_problem(task, level, rng, split="train", targets=None):
@@ -223,7 +226,7 @@ def _write_path(numbers, path):
     return "".join(lines)
 
 
-def _make_countdown(level, n, rng, split, targets):
+def _make_countdown(level, n, rng, split, targets, hard):
     """Target first, then numbers until it can be reached (Gandhi et al. 2024, Stream of Search, section 3.1)."""
     wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
     problems, solutions, open_rows, draws = [None] * n, [None] * n, np.arange(n), 0
@@ -238,7 +241,10 @@ def _make_countdown(level, n, rng, split, targets):
             prompt = f"{' '.join(map(str, drawn))}>{wanted[row]}\n"
             problem = Problem("countdown", prompt, drawn, int(wanted[row]))
             if problems[row] is None and split_of(problem) == split:
-                problems[row], solutions[row] = problem, _write_path(drawn, int(paths[k]))
+                solution = _write_path(drawn, int(paths[k]))
+                gives_up = rng.random() < 0.02                          # with 2 numbers, some targets are sums only
+                if row >= hard * n or "*" in solution or "/" in solution or gives_up:
+                    problems[row], solutions[row] = problem, solution
         still_open = [row for row in rows[::repeat] if problems[row] is None]
         open_rows = np.concatenate([still_open, open_rows[len(rows) // repeat:]]).astype(int)
         draws += len(rows)
@@ -357,7 +363,7 @@ def _grow(value, n_operators, rng):
     return value, op, _grow(a, n_left, rng), _grow(b, n_operators - 1 - n_left, rng)
 
 
-def _make_expressions(level, n, rng, split, targets):
+def _make_expressions(level, n, rng, split, targets, hard):
     problems, solutions = [], []
     while len(problems) < n:
         tree = _grow(int(rng.integers(100)), level, rng)

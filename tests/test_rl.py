@@ -30,6 +30,15 @@ def test_reinforce_advantage_is_reward_minus_group_mean():
     torch.testing.assert_close(advantages, expected[:, None] * mask)
 
 
+def test_pass_k_weighs_groups_by_the_slope_of_pass_at_k():
+    rewards, mask = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]), torch.ones(8, 1, dtype=torch.bool)
+    advantages = get_advantages("reinforce", rewards, torch.rand(8, 1), mask, 4, 0.9, 3).view(2, 4)
+    for group, p in zip(advantages, (0.25, 0.75)):
+        slope = ((1 - (1 - p - 1e-4) ** 3) - (1 - (1 - p + 1e-4) ** 3)) / 2e-4
+        assert group[0].item() == pytest.approx(slope * (1 - p), rel=1e-3)
+        assert group[3].item() == pytest.approx(slope * -p, rel=1e-3)
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
 def test_gae_is_the_sum_of_equation_16(lam):
     torch.manual_seed(0)

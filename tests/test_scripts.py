@@ -146,7 +146,7 @@ WRONG = {
     "foreign checkpoint for SFT": ("train_sft.py", ["--init", "TMP/foreign.pt"], "foreign.pt"),
     "another size": ("train_sft.py", ["--init", "OUT/sft.pt", "--depth", "5"], "--depth 5"),
     "nothing to resume": ("train_sft.py", ["--resume", "--out", "TMP/empty"], "sft.pt"),
-    "no CUDA": ("train_sft.py", ["--device", "cuda"], "cuda"),
+    "no CUDA": ("train_sft.py", ["--device", "cuda"], "no CUDA device"),
     "malformed problem": ("search.py", ["--init", "OUT/sft.pt", "--ask", "25 8 seven>24"], "25 8 seven>24"),
     "unicode in a problem": ("search.py", ["--init", "OUT/sft.pt", "--ask", "25 \u0668>24"], "25"),
     "unsolvable problem": ("search.py", ["--init", "OUT/sft.pt", "--ask", "1 2>99"], "no solution"),

@@ -28,7 +28,7 @@ def model():
     def forward(idx, cache=None):
         logits, values = head(idx, cache)
         bias = torch.zeros(64)
-        bias[NEWLINE], bias[EOS] = 3.0, 2.0
+        bias[NEWLINE], bias[EOS] = 3.0, 0.5
         return logits + bias, values
     model.forward = forward
     return model
