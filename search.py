@@ -412,8 +412,8 @@ def main():
     parser.shared("--init", "--task", "--level", task=None)
     # the search
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
-    parser.add_argument("--budgets", nargs="+", type=positive, default=[75, 150, 300, 600], metavar="N",
-                        help="ceilings on the tokens generated for a problem (default 75 150 300 600)")
+    parser.add_argument("--budgets", nargs="+", type=positive, default=[75, 150, 300], metavar="N",
+                        help="ceilings on the tokens generated for a problem (default 75 150 300)")
     parser.add_argument("--c-puct", type=float, default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, help="test problems (default 1000)")
