@@ -2,15 +2,19 @@
 A small GPT with a value head, its optimizer, its FLOP counts, its checkpoints.
 
 The block is the one that small models learn arithmetic fastest with: norms without gains, rotary positions (RoPE),
-normed queries and keys, a ReLU-squared MLP, no biases, output layers that start at zero. One dial sets the size:
-`--depth 3` is 3 layers, 4 heads, 128 wide (0.6M parameters).
+normed queries and keys, a ReLU-squared MLP, no biases, output layers that start at zero. And each position embeds the two
+tokens before it as well, so that a number of three digits is read whole: that alone ends the plateau at which such models sit
+until they have found out that digits belong together. One dial sets the size: `--depth 3` is 3 layers, 4 heads, 128 wide
+(0.6M parameters).
 
 Weights are float32. Where the processor multiplies bfloat16 natively, activations are bfloat16 and each weight is cast
 where it is used: about twice as fast, and simpler than autocast.
 """
 import argparse
 import csv
+import errno
 import io
+import math
 import os
 import signal
 import sys
@@ -109,6 +113,7 @@ class KVCache:
         self.length = torch.zeros(B, dtype=torch.long, device=weight.device)
         self.tokens = torch.zeros(B, max_T, dtype=torch.long, device=weight.device)
         self.longest = 0                    # an upper bound of length.max(), known without asking the device
+        self.positions = self.visible = None            # of the tokens being read: where they stand, what they may see
 
     def begin(self, idx):
         """Make room for more tokens idx (B, T) in each row: their positions (B, T)."""
@@ -160,6 +165,7 @@ class GPT(nn.Module):
         tokens, positions = (idx, torch.arange(T, device=idx.device).expand(B, T)) if cache is None else cache.begin(idx)
         x = 0
         for back, embedding in enumerate(self.wte):
+            # where there is nothing before, the first token stands in for it
             x = x + embedding(tokens.gather(1, (positions - back).clamp_min(0)))        # (B, T, C)
         dtype = self.compute_dtype or x.dtype
         x = norm(x).to(dtype)
@@ -228,14 +234,30 @@ def positive(text):
     return int(text)
 
 
+def between(low, high):
+    """An argparse type: a finite number from low to high."""
+    def parse(text):
+        number = float(text)
+        if not (low <= number <= high and math.isfinite(number)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return number
+    parse.__name__ = "number"
+    return parse
+
+
+def seed(text):
+    """An argparse type: an integer from 0."""
+    return positive(text) if text != "0" else 0
+
+
 SHARED_FLAGS = {
     "--task": dict(default="countdown", choices=["countdown", "expression"], help="which problems (default countdown)"),
-    "--level": dict(type=int, help="countdown: how many numbers, 2 to 6 (default 3); expression: how many operators, 1 to 8 (default 4)"),
+    "--level": dict(type=positive, help="countdown: how many numbers, 2 to 6 (default 3); expression: how many operators, 1 to 8 (default 4)"),
     "--depth": dict(type=positive, help="size of a new model: layers, and a width of 32 (depth + 1) (default 3)"),
     "--init": dict(metavar="FILE", help="checkpoint to start from"),
     "--out": dict(default="out", metavar="DIR", help="folder for what is written (default out)"),
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (default: cuda if there is one)"),
-    "--seed": dict(type=int, default=0, help="same seed, same result on the same machine (default 0)"),
+    "--seed": dict(type=seed, default=0, help="same seed, same result on the same machine (default 0)"),
 }
 
 
@@ -252,11 +274,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_script(main):
-    """Call main; what the disk refuses is told in one line, with exit status 2."""
+    """Call main; what the disk refuses is told in one line, with exit status 2. Ctrl-C ends quietly."""
     try:
         main()
     except OSError as error:
-        sys.exit(print(f"{os.path.basename(sys.argv[0])}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr) or 2)
+        print(f"{os.path.basename(sys.argv[0])}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def catch_ctrl_c():
@@ -295,6 +320,9 @@ def open_folder(folder, *names):
     with write_whole(os.path.join(folder, ".writable")):
         pass
     os.remove(os.path.join(folder, ".writable"))
+    for name in names:
+        if os.path.isdir(os.path.join(folder, name)):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, and a file of that name is to be written", os.path.join(folder, name))
     existing = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
     if existing:
         print(f"overwrites {', '.join(existing)}")
@@ -318,8 +346,11 @@ def save_checkpoint(path, model, optimizers=(), **state):
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers], **state}, file)
 
 
-def load_checkpoint(path, device="cpu"):
-    """(model, all that was saved). ValueError, in one line, for a file that is missing, damaged or not a checkpoint."""
+def load_checkpoint(path, device="cpu", needs=()):
+    """
+    (model, all that was saved). ValueError, in one line, for a file that is missing, damaged, not a checkpoint, or lacks one
+    of the keys in needs.
+    """
     path, device = str(path), torch.device(device)
     if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file")
@@ -331,6 +362,9 @@ def load_checkpoint(path, device="cpu"):
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         model = GPT(GPTConfig(**checkpoint["config"]))
         model.load_state_dict(checkpoint["model"])
+        missing = [key for key in needs if key not in checkpoint]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
     except Exception as error:              # pickle, zip and torch raise a dozen kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None

@@ -4,11 +4,13 @@ Draw the two scaling laws from the tables that the scripts wrote.
     python plot.py                          # out/*.csv -> out/scaling.png
     python plot.py out/seed0 out/seed1      # several runs of the same commands: their means
 
-Left, accuracy against the FLOPs spent in training, SFT and then RL; right, accuracy against the tokens spent on a problem
-at test time, a line for each method. Shaded: 95 % intervals (of several runs, the mean of theirs).
+Left, accuracy against the FLOPs spent in training, SFT and then RL: points on the way are measured on fewer problems than the
+last of each stage. Right, accuracy against the tokens spent on a problem at test time, a line for each method; shaded, 95 %
+intervals (of several runs, the mean of theirs).
 """
 import argparse
 import csv
+import io
 import os
 import sys
 from collections import defaultdict
@@ -77,25 +79,38 @@ def draw_search(axis, folders):
     axis.legend(fontsize=8, loc="lower right")
 
 
+def fail(message):
+    print(f"plot.py: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(message)
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Draw accuracy against train-time and test-time compute.")
+    parser = Parser(description="Draw accuracy against train-time and test-time compute.")
     parser.add_argument("folders", nargs="*", default=["out"], help="where the tables are (default out); several are averaged")
     parser.add_argument("--out", metavar="FILE", help="the picture (default: scaling.png in the first folder)")
     args = parser.parse_args()
-    tables = ("sft.csv", "search.csv")
-    missing = [name for name in tables if not read(args.folders, name)]
-    if missing:
-        sys.exit(print(f"plot.py: error: no {' and no '.join(missing)} in {', '.join(args.folders)}: run train_sft.py, train_rl.py "
-                       "and search.py first", file=sys.stderr) or 2)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    draw_training(left, args.folders)
-    draw_search(right, args.folders)
     path = args.out or os.path.join(args.folders[0], "scaling.png")
     try:
-        figure.savefig(path + ".tmp", format="png", dpi=120)
+        missing = [name for name in ("sft.csv", "search.csv") if not read(args.folders, name)]
+        if missing:
+            fail(f"no {' and no '.join(missing)} in {', '.join(args.folders)}: run train_sft.py, train_rl.py and search.py first")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+        draw_training(left, args.folders)
+        draw_search(right, args.folders)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        with open(path + ".tmp", "wb") as file:
+            file.write(picture.getvalue())
         os.replace(path + ".tmp", path)
     except OSError as error:
-        sys.exit(print(f"plot.py: error: {path}: {error.strerror}", file=sys.stderr) or 2)
+        fail(f"{error.filename or path}: {error.strerror}")
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        fail(f"a table in {', '.join(args.folders)} is not one that the scripts wrote ({error})")
     print(f"wrote {path}")
 
 

@@ -16,8 +16,10 @@ chooses is said in brackets: (value), the value head; (verifier), the exact veri
 In countdown that is honest, because to check a solution takes no hidden answer; in expression it is not, and is marked so.
 
 Deviations from AlphaZero (Silver et al. 2017): a single player, so no sign flips; no noise at the root; a node has too
-many possible steps to list, so an expansion adds one child, the likeliest that is still missing.
+many possible steps to list, so an expansion adds one child, the likeliest that is still missing; to end is considered where
+the policy finds it likeliest only.
 """
+import math
 import os
 import time
 from collections import Counter
@@ -27,9 +29,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import (Parser, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
+from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
 from sample import generate
-from verify import (EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems, verify)
+from verify import (DEFAULT_LEVEL, EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems, verify)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
 
@@ -62,7 +64,7 @@ def sample_n(model, problems, budget, temperature=1.0, n=None, generator=None, s
         rows, limits = [], []
         for i in range(len(problems)):      # as many as surely fit; when none does, one that may be cut off
             left = budget - spent[i]
-            wanted = max(left // room, min(left, 1)) if n is None else n - len(found[i])
+            wanted = min(max(left // room, min(left, 1)), 64) if n is None else n - len(found[i])
             if stop_when_correct and any(result.score == 1.0 for result in found[i]):
                 wanted = 0
             rows += [i] * wanted
@@ -190,15 +192,16 @@ def expand(model, searches, nodes):
     room = max_tokens(searches[0].problem.task, searches[0].problem.level)
     limits = [min(room, search.budget - search.spent - 1) for search in searches]
     samples = generate(model, [node.ids + begin for node, (_, begin) in zip(nodes, begins)], limits, 0.0, STOPS, n_top=3)
-    first_values, children = samples.values[:, 0].tolist(), []
-    columns = (samples.tokens, samples.mask.sum(1), samples.logprobs, samples.end_values, samples.top_logprobs, samples.top_tokens)
-    for search, node, (logprob, begin), ids, length, logprobs, value, top_logprobs, top_ids in zip(
+    columns = (samples.tokens, samples.mask.sum(1), samples.logprobs, samples.values, samples.end_values, samples.top_logprobs,
+               samples.top_tokens)
+    children = []
+    for search, node, (logprob, begin), new, length, logprobs, values, end_value, top_logprobs, top_ids in zip(
             searches, nodes, begins, *(column.tolist() for column in columns)):
         search.spent += length + bool(begin)            # the branch's own token was generated too
         search.read += len(node.ids) + len(begin)
         if node is search.root and not begin:
-            node.value = float(sigmoid(first_values[len(children)]))
-        ids = begin + ids[:length]
+            node.value = float(sigmoid(values[0]))
+        ids = begin + new[:length]                      # of the step; logprob becomes that of ids[:t]
         for t in range(len(begin), len(ids)):
             for lp, token in zip(top_logprobs[t - len(begin)], top_ids[t - len(begin)]):
                 if token != ids[t] and token not in STOPS:
@@ -207,10 +210,11 @@ def expand(model, searches, nodes):
         child = None
         if ids[-1] in STOPS:
             prior = float(np.exp(logprob))
-            child = Node(node.ids + ids, prior, node.path * prior, float(sigmoid(value)), node)
+            child = Node(node.ids + ids, prior, node.path * prior, float(sigmoid(end_value)), node)
             if ids[-1] == EOS:
-                child.finished = child.closed = node.closed = True      # who would end here need not go on
-                child.value = node.value    # of what stood before <|eos|>
+                child.finished = child.closed = True
+                child.value = float(sigmoid(values[length - 1]))        # of what stood before <|eos|>
+                node.closed = node.closed or len(ids) == 1              # who would rather end here need not go on
                 if search.scorer == "verifier":
                     child.value = float(verify(search.problem, search.completion(child)).correct)
                 search.finished.append(child)
@@ -285,7 +289,8 @@ def mcts(model, problems, budget, scorer, args, generator=None, searches=None):
 
 def random_steps(model, problems, budget, scorer, args, generator):
     """Random legal steps to the end, again and again until the verifier is content or the budget is spent."""
-    rng, results = np.random.default_rng(args.seed), []
+    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=generator, device=generator.device)))
+    results = []
     for problem in problems:
         spent, solution = 0, ""
         while spent < budget and not solution:
@@ -337,6 +342,7 @@ METHODS = {                                 # name: (function, scorer)
     "random steps": (random_steps, "verifier"),
     "enumeration": (enumeration, "verifier"),
 }
+WITHOUT_MODEL = {"random steps", "enumeration"}
 
 
 def wilson(k, n, z=1.96):
@@ -362,17 +368,17 @@ def measure(model, problems, name, budget, args):
     return {"task": args.task, "level": args.level, "checkpoint": args.init, "seed": args.seed, "method": name,
             "oracle": int(scorer == "verifier" and args.task == "expression"), "budget": budget, "problems": n,
             "accuracy": correct / n, "ci_low": low, "ci_high": high, "tokens_per_problem": tokens,
-            "flops_per_problem": (tokens + read) * flops_per_token(model.config, context) if read else 0,
+            "flops_per_problem": 0 if name in WITHOUT_MODEL else (tokens + read) * flops_per_token(model.config, context),
             "seconds": round(seconds, 2)}
 
 
-def print_tree(search, node, c_puct, indent=""):
+def print_tree(node, indent=""):
     """The tree below a node: visits, mean value backed up, prior, value head, and the line."""
     for child in sorted(node.children, key=lambda child: (-child.visits, -child.value)):
         line = decode(child.ids[len(node.ids):]).rstrip("\n")
         mark = "" if not child.finished else "  right" if child.value == 1.0 else "  wrong"
         print(f"{indent}{line:<{40 - len(indent)}} N {child.visits:<4} Q {child.q:.2f}  P {child.prior:.2f}  V {child.value:.2f}{mark}")
-        print_tree(search, child, c_puct, indent + "    ")
+        print_tree(child, indent + "    ")
 
 
 def ask(model, problem, args):
@@ -381,7 +387,7 @@ def ask(model, problem, args):
     search = Search(problem, args.budgets[-1], scorer)
     result, = mcts(model, [problem], args.budgets[-1], scorer, args, searches=[search])
     print(f"{problem.prompt.rstrip()}    N visits, Q mean value backed up, P prior of the policy, V value head\n")
-    print_tree(search, search.root, args.c_puct)
+    print_tree(search.root)
     verdict = verify(problem, result.completion)
     print(f"\n{problem.prompt}{result.completion}{'solved' if verdict.correct else 'not solved'} ({verdict.reason}), {result.tokens} tokens")
 
@@ -400,10 +406,11 @@ def read_problems(path):
     return problems
 
 
-def check_trained(problem, args, where=""):
+def check_level(problem, args, where=""):
+    """ValueError unless a problem of the user's is of the task and level to search on: those of the checkpoint, or the flags'."""
     if (problem.task, problem.level) != (args.task, args.level):
-        raise ValueError(f"{where}{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; {args.init} was "
-                         f"trained on {args.task} at level {args.level}")
+        raise ValueError(f"{where}{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; {args.init} is for "
+                         f"{args.task} at level {args.level}")
 
 
 def main():
@@ -414,7 +421,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
     parser.add_argument("--budgets", nargs="+", type=positive, default=[75, 150, 300], metavar="N",
                         help="ceilings on the tokens generated for a problem (default 75 150 300)")
-    parser.add_argument("--c-puct", type=float, default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
+    parser.add_argument("--c-puct", type=between(0, math.inf), default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, help="test problems (default 1000)")
     parser.add_argument("--problems", metavar="FILE", help="measure on these prompts instead, one a line")
@@ -427,35 +434,38 @@ def main():
         device = choose_device(args.device)
         args.init = args.init or next((path for name in ("rl.pt", "sft.pt") if os.path.exists(path := os.path.join(args.out, name))),
                                       os.path.join(args.out, "rl.pt"))
-        model, checkpoint = load_checkpoint(args.init, device)
-        for flag in ("task", "level"):
-            setattr(args, flag, getattr(args, flag) or checkpoint["flags"][flag])
-        if args.ask:
+        model, checkpoint = load_checkpoint(args.init, device, needs=("flags",))
+        trained = checkpoint["flags"]
+        args.task = args.task or trained["task"]
+        args.level = args.level or (trained["level"] if args.task == trained["task"] else DEFAULT_LEVEL[args.task])
+        if args.ask is not None:
             problem = parse_problem(args.ask)
-            check_trained(problem, args)
+            check_level(problem, args)
             if not state_value(problem, ""):
                 raise ValueError(f"{args.ask} has no solution: all ways to put the numbers together were tried")
             return ask(model, problem, args)
         if args.problems:
             problems = read_problems(args.problems)
             for number, problem in enumerate(problems, 1):
-                check_trained(problem, args, f"{args.problems}, line {number}: ")
+                check_level(problem, args, f"{args.problems}, line {number}: ")
         else:
             problems = test_problems(args.task, args.level, args.n_problems)
+        methods = args.methods or [name for name in METHODS if args.task == "countdown" or name not in WITHOUT_MODEL]
+        if args.task != "countdown" and (useless := WITHOUT_MODEL & set(methods)):
+            raise ValueError(f"--methods {', '.join(sorted(useless))}: for countdown only, in expression every legal step is right")
     except ValueError as error:
         parser.error(str(error))
     open_folder(args.out, "search.csv")
-    print(f"search.py on {device}: {vars(args)}")
+    print(f"search.py on {device}: {vars(args)}", flush=True)
 
-    methods = args.methods or [name for name in METHODS if args.task == "countdown" or METHODS[name][0] not in (random_steps, enumeration)]
     work = [(name, budget) for name in methods for budget in (args.budgets if name not in ("greedy", "single sample") else args.budgets[:1])]
     table, bar = [], tqdm(work, desc="search")
     for name, budget in bar:
         row = measure(model, problems, name, budget, args)
         table.append(row)
+        save_table(os.path.join(args.out, "search.csv"), table)
         bar.write(f"{name + ' *' * row['oracle']:22} budget {budget:5}  accuracy {100 * row['accuracy']:5.1f}% "
                   f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]  {row['tokens_per_problem']:6.1f} tokens a problem  {row['seconds']:.1f} s")
-    save_table(os.path.join(args.out, "search.csv"), table)
     print(f"wrote {args.out}/search.csv")
 
 

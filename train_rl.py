@@ -20,8 +20,10 @@ solved, at the price of a slower rise. The README has the figures.
 
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al. 2025); groups
 without signal are dropped (DAPO, Yu et al. 2025); the critic's targets are the outcomes themselves, lambda = 1, and only
-the policy's lambda is lower (VC-PPO, Yuan et al. 2025); discount 1.
+the policy's lambda is lower (VC-PPO, Yuan et al. 2025); discount 1. The value head, too, learns from the groups that were
+not dropped only, so it foretells success on problems that are neither too easy nor too hard.
 """
+import math
 import os
 
 import numpy as np
@@ -29,10 +31,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from model import (Parser, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
+from model import (Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
                    optimizer_step, positive, run_script, save_checkpoint, save_table)
 from sample import evaluate, generate
-from verify import EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+from verify import DEFAULT_LEVEL, EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
 
 
 def parse_args():
@@ -45,16 +47,16 @@ def parse_args():
     parser.add_argument("--prompts", type=positive, default=128, help="problems a step (default 128)")
     parser.add_argument("--samples", type=positive, default=8, help="completions for each problem (default 8)")
     # the loss
-    parser.add_argument("--lr", type=float, default=7e-4, help="peak learning rate (default 7e-4)")
+    parser.add_argument("--lr", type=between(0, math.inf), default=5e-4, help="peak learning rate (default 5e-4)")
     parser.add_argument("--warmup", type=positive, default=5, help="steps of linear warm-up (default 5)")
-    parser.add_argument("--value-coef", type=float, default=1.0, help="weight of the value loss (default 1)")
+    parser.add_argument("--value-coef", type=between(0, math.inf), default=0.5, help="weight of the value loss (default 0.5)")
     parser.add_argument("--pass-k", type=positive, default=1, help="reinforce: maximise P(one of k samples is right) (default 1)")
-    parser.add_argument("--sft-coef", type=float, default=1.0, help="weight of imitating worked solutions beside (default 1)")
-    parser.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default 0)")
-    parser.add_argument("--kl-coef", type=float, default=0.0, help="weight of the KL divergence to --init (default 0)")
+    parser.add_argument("--sft-coef", type=between(0, math.inf), default=0.5, help="weight of imitating worked solutions beside (default 0.5)")
+    parser.add_argument("--entropy-coef", type=between(0, math.inf), default=0.0, help="weight of an entropy bonus (default 0)")
+    parser.add_argument("--kl-coef", type=between(0, math.inf), default=0.0, help="weight of the KL divergence to --init (default 0)")
     # PPO only
-    parser.add_argument("--lam", type=float, default=0.95, help="ppo: lambda of GAE (default 0.95)")
-    parser.add_argument("--clip", type=float, default=0.2, help="ppo: the ratio is clipped to 1 +- this (default 0.2)")
+    parser.add_argument("--lam", type=between(0, 1), default=0.95, help="ppo: lambda of GAE (default 0.95)")
+    parser.add_argument("--clip", type=between(0, 1), default=0.2, help="ppo: the ratio is clipped to 1 +- this (default 0.2)")
     parser.add_argument("--epochs", type=positive, default=2, help="ppo: passes over each batch of rollouts (default 2)")
     parser.add_argument("--minibatches", type=positive, default=2, help="ppo: optimizer steps a pass (default 2)")
     # the run
@@ -156,7 +158,7 @@ def split(batch, size):
 LEARNT = ["approx_kl", "clipfrac", "entropy", "value_loss", "grad_norm", "explained_variance"]     # what learn measures
 
 
-def learn(model, reference, optimizers, batch, demos, args, lr):
+def learn(model, reference, optimizers, batch, demos, args, lr, seed):
     """All optimizer steps on one batch of rollouts; returns the metrics of the last pass over it. Adds columns to batch."""
     micro_batch = 256                                                   # rows in memory at once; does not change the result
     if args.algo == "ppo":                  # the ratio must not see how the sampler rounds
@@ -169,10 +171,10 @@ def learn(model, reference, optimizers, batch, demos, args, lr):
     B = len(batch["idx"])
     for epoch in range(epochs):
         totals = dict.fromkeys(["approx_kl", "clipfrac", "entropy", "value_loss"], 0.0)
-        order = torch.randperm(B, generator=torch.Generator().manual_seed(epoch)) if minibatches > 1 else torch.arange(B)
+        order = torch.randperm(B, generator=torch.Generator().manual_seed(seed + epoch)) if minibatches > 1 else torch.arange(B)
         for rows in order.to(batch["idx"].device).chunk(minibatches):
             minibatch = {key: tensor[rows] for key, tensor in batch.items()}
-            # The sum over tokens is divided by the tokens of the whole batch, not of each completion: otherwise tokens of
+            # The sum over tokens is divided by the tokens of all completions, not of each: otherwise tokens of
             # long completions would count less, and wrong answers would pay for being long (Dr. GRPO).
             n_tokens = minibatch["action"].sum()
             for part in split(minibatch, micro_batch):
@@ -195,7 +197,7 @@ def learn(model, reference, optimizers, batch, demos, args, lr):
                 # To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
                 for part in split(demos, micro_batch):
                     logprobs, _, _ = forward(model, part)
-                    (-args.sft_coef * logprobs * part["action"]).sum().div(n_tokens).backward()
+                    (-args.sft_coef * logprobs * part["action"]).sum().div(demos["action"].sum()).backward()
             totals["grad_norm"] = optimizer_step(model, optimizers, lr)
     returns = batch["rewards"][:, None].expand_as(old_values)[batch["action"]]
     predicted = old_values[batch["action"]]
@@ -208,18 +210,21 @@ def main():
     try:
         device = choose_device(args.device)
         source = os.path.join(args.out, "rl.pt") if args.resume else args.init or os.path.join(args.out, "sft.pt")
-        model, checkpoint = load_checkpoint(source, device)
+        needs = ("flags", "tokens", "flops", *(("step", "table", "optimizers") if args.resume else ()))
+        model, checkpoint = load_checkpoint(source, device, needs)
         trained = checkpoint["flags"]
         if args.resume:
             args.__dict__.update(trained, out=args.out, device=args.device, resume=True)
-        for flag in ("task", "level"):                                  # those of the checkpoint, if not given
-            setattr(args, flag, getattr(args, flag) or trained[flag])
+        args.task = args.task or trained["task"]                        # those of the checkpoint, if not given
+        args.level = args.level or (trained["level"] if args.task == trained["task"] else DEFAULT_LEVEL[args.task])
+        if args.samples < 2:
+            raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
         test = test_problems(args.task, args.level, args.test_problems)
         reference = load_checkpoint(args.init or os.path.join(args.out, "sft.pt"), device)[0] if args.kl_coef else None
     except ValueError as error:
         parser.error(str(error))
     open_folder(args.out, *([] if args.resume else ["rl.pt", "rl.csv"]))
-    print(f"train_rl.py on {device}: {vars(args)}")
+    print(f"train_rl.py on {device}: {vars(args)}", flush=True)
 
     optimizers = make_optimizers(model, args.lr)
     tokens, flops, start, table = checkpoint["tokens"], checkpoint["flops"], 0, []
@@ -247,16 +252,19 @@ def main():
         mixed = groups.min(1).values < groups.max(1).values             # (prompts,)
         metrics = dict.fromkeys(LEARNT, float("nan")) | {
             "reward": rewards.mean().item(), "mixed": mixed.float().mean().item(), "length": n_new / len(rewards)}
-        n_learnt = 0
+        n_demo, n_learnt = 0, 0                                         # tokens
         if mixed.any():
             kept = {key: tensor[mixed.repeat_interleave(args.samples)] for key, tensor in batch.items()}
             lr = args.lr * min(1.0, (step + 1) / args.warmup) * (1 - step / args.steps)
-            metrics |= learn(model, reference, optimizers, kept, demos, args, lr)
+            metrics |= learn(model, reference, optimizers, kept, demos, args, lr, seed=1_000_000 * args.seed + 1_000 * step)
             n_learnt = (kept["idx"] != PAD).sum().item()
-        per_token = flops_per_token(model.config, batch["idx"].size(1) / 2)
-        passes = 1 + 3 * args.epochs if args.algo == "ppo" else 3       # old log-probs; forward, and backward for two
-        tokens += n_new
-        flops += per_token * (n_new + passes * n_learnt)
+            n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef else 0
+        n_read = (batch["action"].int().argmax(1) + 1)[::args.samples].sum().item()     # prompts, once for all their samples
+        epochs, n_steps = (args.epochs, args.epochs * args.minibatches) if args.algo == "ppo" else (1, 1)
+        n_old = n_learnt * ((args.algo == "ppo") + bool(args.kl_coef))  # log-probs of the old policy and of the reference
+        tokens += n_new + n_demo
+        flops += flops_per_token(model.config, batch["idx"].size(1) / 2) * (
+            n_read + n_new + n_old + 3 * (epochs * n_learnt + n_steps * n_demo))        # to learn is forward, and twice backward
         bar.set_postfix({key: f"{metrics.get(key, 0):.3f}" for key in ("reward", "mixed", "entropy")}, refresh=False)
         done = step + 1
         if done % args.log_every == 0 or done == args.steps:

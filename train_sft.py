@@ -10,6 +10,7 @@ learns to foretell that at every token (binary cross-entropy, the outcome as lab
 Everything random in step i is drawn from (seed, i), so to resume a run is to go on with step i: no state to restore but
 the weights and the optimizers.
 """
+import math
 import os
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from model import (GPT, GPTConfig, Parser, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
+from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
 from verify import DEFAULT_LEVEL, EOS, NEWLINE, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
@@ -26,23 +27,23 @@ from verify import DEFAULT_LEVEL, EOS, NEWLINE, PAD, decode, encode, make_judge,
 def parse_args():
     parser = Parser(description="Imitate worked solutions and fit the value head: writes sft.pt and sft.csv.")
     # the problem
-    parser.shared("--task", "--level")
+    parser.shared("--task", "--level", task=None)
     # the model
     parser.shared("--depth", "--init")
     # the optimisation
     parser.add_argument("--steps", type=positive, default=4000, help="optimizer steps (default 4000)")
     parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
+    parser.add_argument("--lr", type=between(0, math.inf), default=3e-3, help="peak learning rate (default 3e-3)")
     parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")
-    parser.add_argument("--decay", type=float, default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
-    parser.add_argument("--hard", type=float, default=0.3, help="share of problems that must multiply or divide, falling to 0 in the "
+    parser.add_argument("--decay", type=between(1e-9, 1), default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
+    parser.add_argument("--hard", type=between(0, 1), default=0.3, help="share of problems that must multiply or divide, falling to 0 in the "
                         "second half (default 0.3)")
-    parser.add_argument("--first-line", type=float, default=0.3, help="after this share of the steps, three of four batches show the first "
+    parser.add_argument("--first-line", type=between(0, 1), default=0.3, help="after this share of the steps, three of four batches show the first "
                         "step of each solution only: the rest is mastered by then (default 0.3)")
     # the value head
     parser.add_argument("--value-every", type=positive, default=8, help="in the second half, every so many steps also fit the value head "
                         "(default 8)")
-    parser.add_argument("--value-coef", type=float, default=1.0, help="weight of the value loss (default 1)")
+    parser.add_argument("--value-coef", type=between(0, math.inf), default=1.0, help="weight of the value loss (default 1)")
     # the run
     parser.add_argument("--log-every", type=positive, default=1000, help="steps between rows of sft.csv (default 1000)")
     parser.add_argument("--log-problems", type=positive, default=200, help="test problems for these rows (default 200)")
@@ -80,28 +81,33 @@ def learning_rate(args, step):
 
 def main():
     parser, args = parse_args()
+    start, tokens, flops, table, checkpoint = 0, 0, 0, [], None
     try:
         device = choose_device(args.device)
-        checkpoint = None
         if args.resume:
-            model, checkpoint = load_checkpoint(os.path.join(args.out, "sft.pt"), device)
+            model, checkpoint = load_checkpoint(os.path.join(args.out, "sft.pt"), device,
+                                                needs=("flags", "step", "tokens", "flops", "table", "optimizers"))
             args.__dict__.update(checkpoint["flags"], out=args.out, device=args.device, resume=True)
         elif args.init:
-            model, _ = load_checkpoint(args.init, device)
+            model, parent = load_checkpoint(args.init, device, needs=("flags", "tokens", "flops"))
+            tokens, flops = parent["tokens"], parent["flops"]
+            args.task = args.task or parent["flags"]["task"]
+            if args.task == parent["flags"]["task"]:
+                args.level = args.level or parent["flags"]["level"]
             if args.depth and GPTConfig.from_depth(args.depth) != model.config:
                 raise ValueError(f"--depth {args.depth} is not the size of --init {args.init}: leave --depth out")
         else:
             torch.manual_seed(args.seed)
             model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
+        args.task = args.task or "countdown"
         args.level = args.level or DEFAULT_LEVEL[args.task]
         test = test_problems(args.task, args.level, args.test_problems)
     except ValueError as error:
         parser.error(str(error))
     open_folder(args.out, *([] if args.resume else ["sft.pt", "sft.csv"]))
-    print(f"train_sft.py on {device}: {vars(args)}")
+    print(f"train_sft.py on {device}: {vars(args)}", flush=True)
 
     optimizers = make_optimizers(model, args.lr)
-    start, tokens, flops, table = 0, 0, 0, []
     if checkpoint:
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)

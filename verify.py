@@ -133,8 +133,9 @@ def make_problem(task, level, rng, split="train", targets=None):
 
 
 def test_problems(task, level, n):
-    """The n problems that every script measures on."""
-    return make_problems(task, level, n, np.random.default_rng(TEST_SEED), split="test")[0]
+    """The problems that every script measures on: the first n of an endless list, drawn in blocks of 200."""
+    blocks = (make_problems(task, level, 200, np.random.default_rng([TEST_SEED, block]), "test")[0] for block in range(-(-n // 200)))
+    return [problem for block in blocks for problem in block][:n]
 
 
 test_problems.__test__ = False              # not a test, whatever pytest makes of the name
@@ -230,9 +231,9 @@ def _make_countdown(level, n, rng, split, targets, hard):
     """Target first, then numbers until it can be reached (Gandhi et al. 2024, Stream of Search, section 3.1)."""
     wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
     problems, solutions, open_rows, draws = [None] * n, [None] * n, np.arange(n), 0
-    chunk, repeat = {2: (4096, 64), 3: (512, 16), 4: (32, 2), 5: (4, 1), 6: (1, 1)}[level]   # what fits the cache; 1 / luck
+    n_rows, n_draws = {2: (64, 64), 3: (32, 16), 4: (16, 2), 5: (4, 1), 6: (1, 1)}[level]    # at once: so that they fit the cache
     while len(open_rows):
-        rows = np.repeat(open_rows[:-(-chunk // repeat)], repeat)               # several draws for each row
+        rows = np.repeat(open_rows[:n_rows], n_draws)                           # the fewer are solvable, the more draws for a row
         numbers = rng.integers(1, 100, (len(rows), level))
         hits = find_hits(numbers, wanted[rows])                                 # (L, rows)
         paths = hits.argmax(0)              # the first path, not a random one: fewer ways to be right are learnt faster
@@ -245,8 +246,8 @@ def _make_countdown(level, n, rng, split, targets, hard):
                 gives_up = rng.random() < 0.02                          # with 2 numbers, some targets are sums only
                 if row >= hard * n or "*" in solution or "/" in solution or gives_up:
                     problems[row], solutions[row] = problem, solution
-        still_open = [row for row in rows[::repeat] if problems[row] is None]
-        open_rows = np.concatenate([still_open, open_rows[len(rows) // repeat:]]).astype(int)
+        still_open = [row for row in rows[::n_draws] if problems[row] is None]
+        open_rows = np.concatenate([still_open, open_rows[len(rows) // n_draws:]]).astype(int)
         draws += len(rows)
         if draws > 100_000 * (n + 10):
             raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[open_rows[0]]}")

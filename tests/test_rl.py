@@ -128,7 +128,7 @@ def test_learning_prefers_what_was_rewarded(algo):
         return (logprobs * batch["action"]).sum(1), (values * batch["action"]).sum(1) / 6
     (before, values_before) = total()
     for _ in range(3):
-        metrics = train_rl.learn(model, None, optimizers, batch, None, args, 1e-3)
+        metrics = train_rl.learn(model, None, optimizers, batch, None, args, 1e-3, seed=0)
     (after, values_after) = total()
     assert after[0] - before[0] > after[1] - before[1] + 0.1        # the rewarded sample gained on the other
     assert values_after[0] - values_before[0] > values_after[1] - values_before[1]      # and so did its value
@@ -143,7 +143,7 @@ def test_kl_penalty_holds_the_policy_back():
         args = argparse.Namespace(**{**vars(ARGS), "samples": 2, "kl_coef": kl_coef})
         optimizers = make_optimizers(model, 1e-3)
         for _ in range(8):
-            train_rl.learn(model, reference if kl_coef else None, optimizers, batch, None, args, 1e-3)
+            train_rl.learn(model, reference if kl_coef else None, optimizers, batch, None, args, 1e-3, seed=0)
         with torch.no_grad():
             log_ratio = forward(reference, batch)[0] - forward(model, batch)[0]
             moved.append((log_ratio.exp() - 1 - log_ratio)[batch["action"]].mean().item())

@@ -157,6 +157,15 @@ WRONG = {
     "missing file": ("search.py", ["--init", "OUT/sft.pt", "--problems", "TMP/none.txt"], "none.txt"),
     "out is a file": ("search.py", ["--init", "OUT/sft.pt", "--out", "TMP/bad.txt"], "bad.txt"),
     "out below a file": ("train_sft.py", ["--out", "TMP/bad.txt/out"], "bad.txt"),
+    "negative rate": ("train_sft.py", ["--lr", "-1"], "--lr"),
+    "rate that is no number": ("train_sft.py", ["--lr", "nan"], "--lr"),
+    "no decay": ("train_sft.py", ["--decay", "0"], "--decay"),
+    "negative seed": ("train_sft.py", ["--seed", "-1"], "--seed"),
+    "a single sample": ("train_rl.py", ["--init", "OUT/sft.pt", "--samples", "1"], "--samples"),
+    "weights without a run": ("train_rl.py", ["--init", "TMP/weights.pt"], "lacks flags"),
+    "level zero": ("train_sft.py", ["--level", "0"], "--level"),
+    "empty question": ("search.py", ["--init", "OUT/sft.pt", "--ask", ""], "not a prompt"),
+    "baseline on expression": ("search.py", ["--init", "OUT/sft.pt", "--task", "expression", "--methods", "enumeration"], "--methods"),
     "budget of zero": ("search.py", ["--init", "OUT/sft.pt", "--budgets", "0"], "--budgets"),
     "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
 }
@@ -170,6 +179,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(out, tmp_path, case):
         pytest.skip("there is CUDA")
     save_checkpoint(tmp_path / "truncated.pt", GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
     (tmp_path / "truncated.pt").write_bytes((tmp_path / "truncated.pt").read_bytes()[:2000])
+    save_checkpoint(tmp_path / "weights.pt", GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
     torch.save([1, 2, 3], tmp_path / "foreign.pt")
     (tmp_path / "bad.txt").write_text("98 11>87\n98 11 > 87\n")
     (tmp_path / "empty.txt").write_text("")

@@ -74,7 +74,7 @@ def test_every_expansion_is_a_new_step_and_the_likeliest_first(model):
         ids.append(model(torch.tensor([ids]))[0][0, -1].argmax().item())
     assert first is None or first.ids == ids                            # the first child is the greedy step
     for _ in range(40):
-        if search.root.closed:
+        if search.root.closed:              # the policy would end at once
             break
         expand(model, [search], [search.root])
     children = search.root.children
@@ -166,6 +166,6 @@ def test_enumeration_writes_the_whole_tree_once_and_finds_everything():
 
 def test_random_steps_are_legal_and_honest():
     problems = test_problems("countdown", 2, 40)
-    results = METHODS["random steps"][0](None, problems, 400, "verifier", ARGS, None)
+    results = METHODS["random steps"][0](None, problems, 400, "verifier", ARGS, torch.Generator())
     solved = [verify(problem, result.completion).correct for problem, result in zip(problems, results)]
     assert solved == [result.score == 1.0 for result in results] and sum(solved) > 30
