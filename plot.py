@@ -20,6 +20,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+WITHOUT_MODEL = {"random steps": "silver", "enumeration": "black"}      # dashed, in these colours
+
+
 def read(folders, name):
     """The rows of one table in all folders, numbers as floats."""
     rows = []
@@ -58,7 +61,7 @@ def draw_training(axis, folders):
         axis.axvline(sft[-1]["flops"], color="gray", linewidth=1, linestyle=":")
         axis.text(sft[-1]["flops"], 0.02, "SFT ends, RL begins ", ha="right", color="gray", fontsize=8)
     axis.set(xlabel="train-time compute (FLOPs)", ylabel="accuracy on test problems", xscale="log", ylim=(0, 1.02), title="train-time scaling")
-    axis.legend(loc="upper left")
+    axis.legend(loc="lower left")
 
 
 def draw_search(axis, folders):
@@ -68,11 +71,11 @@ def draw_search(axis, folders):
         by_method[row["method"] + (" (oracle)" if row["oracle"] else "")].append(row)
     for (method, points), color in zip(by_method.items(), plt.get_cmap("tab20").colors):
         x, y = [p["tokens_per_problem"] for p in points], [p["accuracy"] for p in points]
-        without_model = method in ("random steps", "enumeration")
-        axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle="--" if without_model else "-",
-                  color="gray" if without_model else color, label=method)
-        axis.fill_between(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], color="gray" if without_model else color, alpha=0.15)
-    ticks = sorted({round(row["budget"]) for row in rows})
+        color = WITHOUT_MODEL.get(method, color)
+        axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle="--" if method in WITHOUT_MODEL else "-", color=color, label=method)
+        axis.fill_between(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], color=color, alpha=0.15)
+    most = max(row["tokens_per_problem"] for row in rows)
+    ticks = [25 * 2 ** i for i in range(12) if 25 * 2 ** i < 1.5 * most]
     axis.set(xlabel="test-time compute (tokens a problem)", ylabel="accuracy on test problems", xscale="log", ylim=(0, 1.02), title="test-time scaling")
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()

@@ -1,7 +1,7 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                                # all methods over a few budgets -> out/search.csv
+    python search.py                                # all methods over a few budgets -> out/search.csv (2.5 min on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --problems FILE                # your own problems, a prompt a line
 
@@ -96,15 +96,15 @@ def pick(results, score):
     return Result(best.completion, score(best), sum(r.tokens for r in results), sum(r.read for r in results), best.finished)
 
 
-def greedy(model, problems, budget, scorer, args, generator):
+def greedy(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, 0.0, n=1)]
 
 
-def single(model, problems, budget, scorer, args, generator):
+def single(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, n=1, generator=generator)]
 
 
-def majority(model, problems, budget, scorer, args, generator):
+def majority(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     results = []
     for problem, found in zip(problems, sample_n(model, problems, budget, generator=generator)):
         votes = Counter(answer_of(problem, r.completion) for r in found if r.finished)
@@ -112,7 +112,7 @@ def majority(model, problems, budget, scorer, args, generator):
     return results
 
 
-def best_of_n(model, problems, budget, scorer, args, generator):
+def best_of_n(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     found = sample_n(model, problems, budget, generator=generator, stop_when_correct=scorer == "verifier")
     return [pick(results, lambda r: r.score) for results in found]
 
@@ -223,7 +223,7 @@ def expand(model, searches, nodes):
     return children
 
 
-def beam(model, problems, budget, scorer, args, generator=None):
+def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     """
     Beam search over steps: each depth turns the beams of a problem into about 2 x width candidates, of which the best
     by score go on. The width is what the budget allows.
@@ -274,11 +274,11 @@ def backup(node, value):
         node = node.parent
 
 
-def mcts(model, problems, budget, scorer, args, generator=None, searches=None):
+def mcts(model, problems, budget, scorer="value", generator=None, c_puct=1.0, searches=None):
     """Monte-Carlo tree search over steps, all problems side by side: select, expand, evaluate, backup until the budget is spent."""
     searches = searches or [Search(problem, budget, scorer) for problem in problems]
     while live := [search for search in searches if not search.over]:
-        nodes = [select(search.root, args.c_puct) for search in live]
+        nodes = [select(search.root, c_puct) for search in live]
         for node, child in zip(nodes, expand(model, live, nodes)):      # expand evaluates too: a child comes with its value
             backup(child or node, child.value if child else 0.0)
     return [search.result() for search in searches]
@@ -287,9 +287,9 @@ def mcts(model, problems, budget, scorer, args, generator=None, searches=None):
 # ------------------------------------------------------------------------------------------------------------------
 # Without a model
 
-def random_steps(model, problems, budget, scorer, args, generator):
+def random_steps(model, problems, budget, scorer="verifier", generator=None, c_puct=1.0):
     """Random legal steps to the end, again and again until the verifier is content or the budget is spent."""
-    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=generator, device=generator.device)))
+    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=generator, device=generator.device if generator else None)))
     results = []
     for problem in problems:
         spent, solution = 0, ""
@@ -305,7 +305,7 @@ def random_steps(model, problems, budget, scorer, args, generator):
     return results
 
 
-def enumeration(model, problems, budget, scorer, args, generator):
+def enumeration(model, problems, budget, scorer="verifier", generator=None, c_puct=1.0):
     """Every path in order, depth first, each line written once, until one hits the target or the budget is spent."""
     def visit(problem, numbers, spent):
         for line, left in legal_steps(numbers):
@@ -358,7 +358,7 @@ def measure(model, problems, name, budget, args):
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
     started, results = time.time(), []
     for i in range(0, len(problems), args.batch_size):
-        results += method(model, problems[i:i + args.batch_size], budget, scorer, args, generator)
+        results += method(model, problems[i:i + args.batch_size], budget, scorer, generator, args.c_puct)
     seconds, n = time.time() - started, len(problems)
     correct = sum(r.finished and verify(problem, r.completion).correct for problem, r in zip(problems, results))
     tokens = sum(r.tokens for r in results) / n
@@ -385,7 +385,7 @@ def ask(model, problem, args):
     """Solve one problem by tree search and show the tree."""
     scorer = "verifier" if problem.task == "countdown" else "value"
     search = Search(problem, args.budgets[-1], scorer)
-    result, = mcts(model, [problem], args.budgets[-1], scorer, args, searches=[search])
+    result, = mcts(model, [problem], args.budgets[-1], scorer, c_puct=args.c_puct, searches=[search])
     print(f"{problem.prompt.rstrip()}    N visits, Q mean value backed up, P prior of the policy, V value head\n")
     print_tree(search.root)
     verdict = verify(problem, result.completion)

@@ -1,7 +1,7 @@
 """
 Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
 
-    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv
+    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (6 min on two CPU cores)
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. In the second
 half the model now and then samples solutions of its own as well, the verifier says which are right, and the value head

@@ -2,8 +2,6 @@
 Search: the budget is a ceiling that counts everything, no step is paid for twice, PUCT and backup do the arithmetic of the
 paper, and the tables' baselines and intervals are what they claim.
 """
-import argparse
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,6 @@ import torch
 from model import GPT, GPTConfig
 from search import METHODS, Node, Search, backup, expand, mcts, sample_n, select, sigmoid, wilson
 from verify import EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, test_problems, verify
-
-ARGS = argparse.Namespace(c_puct=1.0, seed=0)
 
 
 @pytest.fixture
@@ -39,7 +35,7 @@ def model():
 def test_no_method_exceeds_its_budget(model, name, budget):
     problems = test_problems("countdown", 3, 12)
     method, scorer = METHODS[name]
-    results = method(model, problems, budget, scorer, ARGS, torch.Generator().manual_seed(0))
+    results = method(model, problems, budget, scorer, torch.Generator().manual_seed(0))
     assert len(results) == len(problems)
     for result in results:
         assert 0 < result.tokens <= budget and 0 <= result.score <= 1 and isinstance(result.completion, str)
@@ -132,7 +128,7 @@ def test_backup_adds_on_the_way_up_and_closes_what_is_exhausted():
 def test_mcts_visits_add_up(model):
     problems = test_problems("countdown", 3, 4)
     searches = [Search(problem, 120, "value") for problem in problems]
-    mcts(model, problems, 120, "value", ARGS, searches=searches)
+    mcts(model, problems, 120, "value", searches=searches)
 
     def check(node):
         assert sum(child.visits for child in node.children) <= node.visits
@@ -153,19 +149,19 @@ def test_wilson():
 
 def test_enumeration_writes_the_whole_tree_once_and_finds_everything():
     problems = test_problems("countdown", 3, 50)
-    results = METHODS["enumeration"][0](None, problems, 10_000, "verifier", ARGS, None)
+    results = METHODS["enumeration"][0](None, problems, 10_000, "verifier")
     assert all(verify(problem, result.completion).correct for problem, result in zip(problems, results))
     numbers = (7, 8, 9)
 
     def lines(left):
         return [line for line, rest in legal_steps(left) for line in [line, *lines(rest)]]
     unsolvable = parse_problem("7 8 9>998")
-    result, = METHODS["enumeration"][0](None, [unsolvable], 10_000, "verifier", ARGS, None)
+    result, = METHODS["enumeration"][0](None, [unsolvable], 10_000, "verifier")
     assert result.completion == "" and result.tokens == sum(len(encode(line)) for line in lines(numbers))
 
 
 def test_random_steps_are_legal_and_honest():
     problems = test_problems("countdown", 2, 40)
-    results = METHODS["random steps"][0](None, problems, 400, "verifier", ARGS, torch.Generator())
+    results = METHODS["random steps"][0](None, problems, 400, "verifier", torch.Generator())
     solved = [verify(problem, result.completion).correct for problem, result in zip(problems, results)]
     assert solved == [result.score == 1.0 for result in results] and sum(solved) > 30
