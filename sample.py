@@ -25,11 +25,13 @@ class Samples:
     top_logprobs: torch.Tensor              # (B, T_new, n_top), the likeliest tokens' at temperature 1, and
     top_tokens: torch.Tensor                # (B, T_new, n_top), which they were
 
+    def completions(self):
+        """For each row its token ids, up to and including the stop token."""
+        return [row[:n] for row, n in zip(self.tokens.tolist(), self.mask.sum(1).tolist())]
+
     def finished(self, stop_tokens):
         """For each row its token ids before the stop token, or None if it never came."""
-        lengths = self.mask.sum(1).tolist()
-        rows = [row[:n] for row, n in zip(self.tokens.tolist(), lengths)]
-        return [row[:-1] if row and row[-1] in stop_tokens else None for row in rows]
+        return [row[:-1] if row and row[-1] in stop_tokens else None for row in self.completions()]
 
 
 def sample_token(logits, temperature, generator=None):

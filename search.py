@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
 from sample import generate
-from verify import (DEFAULT_LEVEL, EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems, verify)
+from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems,
+                    verify)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
 
@@ -74,8 +75,8 @@ def sample_n(model, problems, budget, temperature=1.0, n=None, generator=None, s
         samples = generate(model, [prompts[i] for i in rows], limits, temperature, (EOS,), generator)
         lengths = samples.mask.sum(1)
         at_end = samples.values.gather(1, lengths[:, None] - 1).squeeze(1).tolist()     # before <|eos|>: of all of it
-        for i, ids, row, length, value in zip(rows, samples.finished((EOS,)), samples.tokens.tolist(), lengths.tolist(), at_end):
-            completion = decode(row[:length] if ids is None else ids)
+        for i, ids, cut_off, length, value in zip(rows, samples.finished((EOS,)), samples.completions(), lengths.tolist(), at_end):
+            completion = decode(cut_off if ids is None else ids)
             score = sigmoid(value) if ids is not None else 0.0
             if stop_when_correct:
                 score = float(ids is not None and verify(problems[i], completion).correct)
@@ -435,9 +436,7 @@ def main():
         args.init = args.init or next((path for name in ("rl.pt", "sft.pt") if os.path.exists(path := os.path.join(args.out, name))),
                                       os.path.join(args.out, "rl.pt"))
         model, checkpoint = load_checkpoint(args.init, device, needs=("flags",))
-        trained = checkpoint["flags"]
-        args.task = args.task or trained["task"]
-        args.level = args.level or (trained["level"] if args.task == trained["task"] else DEFAULT_LEVEL[args.task])
+        args.task, args.level = choose_task(args, checkpoint["flags"])
         if args.ask is not None:
             problem = parse_problem(args.ask)
             check_level(problem, args)

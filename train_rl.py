@@ -14,9 +14,9 @@ What differs between the algorithms is in `get_advantages`, in `policy_loss`, an
     ppo         advantage = GAE over the value head; several steps on the same samples, held by the clipped ratio
 
 RL alone sharpens: a single sample gets better, but the policy forgets what it found only now and then, and pass@16 falls.
-What holds it up here is to go on imitating worked solutions beside the policy gradient (`--sft-coef`; the PPO-ptx of
-Ouyang et al. 2022). With `--sft-coef 0`, `--pass-k 4` holds it up too, by giving most weight to problems that are rarely
-solved, at the price of a slower rise. The README has the figures.
+What slows that fall is to go on imitating worked solutions beside the policy gradient (`--sft-coef`; the PPO-ptx of
+Ouyang et al. 2022). With `--sft-coef 0`, `--pass-k 4` does so too, by giving most weight to problems that are rarely solved,
+at the price of a slower rise. The README has the figures.
 
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al. 2025); groups
 without signal are dropped (DAPO, Yu et al. 2025); the critic's targets are the outcomes themselves, lambda = 1, and only
@@ -34,7 +34,7 @@ from tqdm import tqdm
 from model import (Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
                    optimizer_step, positive, run_script, save_checkpoint, save_table)
 from sample import evaluate, generate
-from verify import DEFAULT_LEVEL, EOS, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+from verify import EOS, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
 
 
 def parse_args():
@@ -128,8 +128,7 @@ def rollout(model, args, step, device):
     samples = generate(model, prompts, max_tokens(args.task, args.level), 1.0, (EOS,), generator, args.samples)
     judge = make_judge(problems)
     rewards = [float(judge(row // args.samples, ids)) for row, ids in enumerate(samples.finished((EOS,)))]
-    completions = [row[:n] for row, n in zip(samples.tokens.tolist(), samples.mask.sum(1).tolist())]
-    batch = pack([prompt for prompt in prompts for _ in range(args.samples)], completions, device)
+    batch = pack([prompt for prompt in prompts for _ in range(args.samples)], samples.completions(), device)
     for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
         batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
         batch[key][batch["action"]] = column[samples.mask]
@@ -215,8 +214,7 @@ def main():
         trained = checkpoint["flags"]
         if args.resume:
             args.__dict__.update(trained, out=args.out, device=args.device, resume=True)
-        args.task = args.task or trained["task"]                        # those of the checkpoint, if not given
-        args.level = args.level or (trained["level"] if args.task == trained["task"] else DEFAULT_LEVEL[args.task])
+        args.task, args.level = choose_task(args, trained)
         if args.samples < 2:
             raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
         test = test_problems(args.task, args.level, args.test_problems)

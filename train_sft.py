@@ -21,7 +21,7 @@ from tqdm import tqdm
 from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
-from verify import DEFAULT_LEVEL, EOS, NEWLINE, PAD, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+from verify import EOS, NEWLINE, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
 
 
 def parse_args():
@@ -69,9 +69,8 @@ def make_batch(prompts, completions, device):
 def sample_own(model, prompts, judge, max_new_tokens, generator):
     """One completion of the model's own for each prompt: (completions with <|eos|> where it came, verdicts)."""
     samples = generate(model, prompts, max_new_tokens, stop_tokens=(EOS,), generator=generator)
-    completions = [row[:n] for row, n in zip(samples.tokens.tolist(), samples.mask.sum(1).tolist())]
     verdicts = [judge(i, ids) for i, ids in enumerate(samples.finished((EOS,)))]
-    return completions, verdicts
+    return samples.completions(), verdicts
 
 
 def learning_rate(args, step):
@@ -81,7 +80,7 @@ def learning_rate(args, step):
 
 def main():
     parser, args = parse_args()
-    start, tokens, flops, table, checkpoint = 0, 0, 0, [], None
+    start, tokens, flops, table, checkpoint, trained = 0, 0, 0, [], None, None
     try:
         device = choose_device(args.device)
         if args.resume:
@@ -91,16 +90,13 @@ def main():
         elif args.init:
             model, parent = load_checkpoint(args.init, device, needs=("flags", "tokens", "flops"))
             tokens, flops = parent["tokens"], parent["flops"]
-            args.task = args.task or parent["flags"]["task"]
-            if args.task == parent["flags"]["task"]:
-                args.level = args.level or parent["flags"]["level"]
+            trained = parent["flags"]
             if args.depth and GPTConfig.from_depth(args.depth) != model.config:
                 raise ValueError(f"--depth {args.depth} is not the size of --init {args.init}: leave --depth out")
         else:
             torch.manual_seed(args.seed)
             model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
-        args.task = args.task or "countdown"
-        args.level = args.level or DEFAULT_LEVEL[args.task]
+        args.task, args.level = choose_task(args, trained)
         test = test_problems(args.task, args.level, args.test_problems)
     except ValueError as error:
         parser.error(str(error))

@@ -141,6 +141,13 @@ def test_problems(task, level, n):
 test_problems.__test__ = False              # not a test, whatever pytest makes of the name
 
 
+def choose_task(args, trained=None):
+    """(task, level) of a script's flags; where they are not given those of a checkpoint's, `trained`, else the defaults."""
+    trained = trained or {"task": "countdown", "level": DEFAULT_LEVEL["countdown"]}
+    task = args.task or trained["task"]
+    return task, args.level or (trained["level"] if task == trained["task"] else DEFAULT_LEVEL[task])
+
+
 def max_tokens(task, level):
     """Room for a worked solution of a level and its <|eos|>, with a little to spare."""
     return 2 * level ** 2 + 12 * level - 14 if task == "countdown" else 2 * level ** 2 + 4 * level + 4
