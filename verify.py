@@ -79,7 +79,8 @@ class Problem:
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")  # [0-9], never \d: that one takes digits of every script
 _COUNTDOWN_PROMPT = re.compile(rf"({_NUMBER.pattern})(?: ({_NUMBER.pattern}))+>({_NUMBER.pattern})")
-_COUNTDOWN_STEP = re.compile(r"(N)([-+*/])(N)=(N),(N(?: N)*)".replace("N", f"(?:{_NUMBER.pattern})"))
+# *+ is possessive: there is nothing to try again in a list of numbers, so no memory is spent on being able to.
+_COUNTDOWN_STEP = re.compile(r"(N)([-+*/])(N)=(N),(N(?: N)*+)".replace("N", f"(?:{_NUMBER.pattern})"))
 
 
 def parse_problem(text):
