@@ -1,7 +1,7 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                                # all methods over a few budgets -> out/search.csv (2.5 min on two CPU cores)
+    python search.py                                # all methods over a few budgets -> out/search.csv (1.5 min on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --problems FILE                # your own problems, a prompt a line
 
@@ -16,8 +16,8 @@ chooses is said in brackets: (value), the value head; (verifier), the exact veri
 In countdown that is honest, because to check a solution takes no hidden answer; in expression it is not, and is marked so.
 
 Deviations from AlphaZero (Silver et al. 2017): a single player, so no sign flips; no noise at the root; a node has too
-many possible steps to list, so an expansion adds one child, the likeliest that is still missing; to end is considered where
-the policy finds it likeliest only.
+many possible steps to list, so an expansion adds one child, the likeliest that is still missing, as long as its beginning has
+a probability of 1 % or more; to end is considered where the policy finds it likeliest only.
 """
 import math
 import os
@@ -35,6 +35,7 @@ from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, max_
                     verify)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
+MIN_LOGPROB = math.log(0.01)                # of a step's beginning that is worth a try
 
 
 @dataclass
@@ -205,7 +206,7 @@ def expand(model, searches, nodes):
         ids = begin + new[:length]                      # of the step; logprob becomes that of ids[:t]
         for t in range(len(begin), len(ids)):
             for lp, token in zip(top_logprobs[t - len(begin)], top_ids[t - len(begin)]):
-                if token != ids[t] and token not in STOPS:
+                if token != ids[t] and token not in STOPS and logprob + lp > MIN_LOGPROB:
                     node.branches.append((logprob + lp, ids[:t] + [token]))
             logprob += logprobs[t - len(begin)]
         child = None
@@ -226,17 +227,17 @@ def expand(model, searches, nodes):
 
 def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     """
-    Beam search over steps: each depth turns the beams of a problem into about 2 x width candidates, of which the best
-    by score go on. The width is what the budget allows.
+    Beam search over steps: each depth turns the beams of a problem into up to 1.5 x width candidates, of which the best
+    by score go on. The width is as many solutions as the budget has room for; few cost so much, as they share beginnings.
     """
     searches = [Search(problem, budget, scorer) for problem in problems]
-    width = max(1, round(budget / (2 * max_tokens(problems[0].task, problems[0].level))))
+    width = max(1, round(budget / max_tokens(problems[0].task, problems[0].level)))
     beams = [[search.root] for search in searches]
     while any(beams):
-        for turn in range(2 * width):       # a candidate for each problem, from its beams in turn
+        for turn in range(math.ceil(1.5 * width)):       # a candidate for each problem, from its beams in turn
             pairs = []
             for search, nodes in zip(searches, beams):
-                open_nodes = [node for node in nodes if not node.closed]
+                open_nodes = [node for node in nodes if node.branches and not node.closed]
                 if open_nodes and not search.over:
                     pairs.append((search, open_nodes[turn % len(open_nodes)]))
             if pairs:
@@ -250,8 +251,8 @@ def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
 def select(root, c_puct):
     """
     The node to expand: from the root down, argmax of Q + c P sqrt(visits of the parent) / (1 + visits) (PUCT, Silver et
-    al. 2017, p. 8). A node's next new child competes with the children it has, with its branch's probability as P and
-    the node's own value as Q; where it wins, that is the place.
+    al. 2017, p. 8). A node's next new child competes with the children it has, with its branch's probability as P and,
+    as in AlphaZero, 0 as Q; where it wins, that is the place.
     """
     node = root
     while True:
@@ -260,7 +261,7 @@ def select(root, c_puct):
 
         best = max((child for child in node.children if not child.closed), key=puct, default=None)
         if node.branches:
-            branch = Node([], prior=np.exp(max(node.branches)[0]), value=node.value)
+            branch = Node([], prior=np.exp(max(node.branches)[0]), value=0.0)
             if best is None or puct(branch) >= puct(best):
                 return node
         node = best
@@ -428,7 +429,7 @@ def main():
     parser.add_argument("--problems", metavar="FILE", help="measure on these prompts instead, one a line")
     parser.add_argument("--ask", metavar="PROMPT", help='solve one problem and show the tree, as in --ask "25 8 7>24"')
     # the run
-    parser.add_argument("--batch-size", type=positive, default=250, help="problems searched side by side (default 250)")
+    parser.add_argument("--batch-size", type=positive, default=1000, help="problems searched side by side (default 1000)")
     parser.shared("--out", "--device", "--seed")
     args = parser.parse_args()
     try:

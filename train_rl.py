@@ -43,11 +43,11 @@ def parse_args():
     parser.shared("--init", "--task", "--level", task=None)
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=["reinforce", "ppo"], help="default reinforce")
-    parser.add_argument("--steps", type=positive, default=75, help="rollout batches (default 75)")
+    parser.add_argument("--steps", type=positive, default=60, help="rollout batches (default 60)")
     parser.add_argument("--prompts", type=positive, default=128, help="problems a step (default 128)")
     parser.add_argument("--samples", type=positive, default=8, help="completions for each problem (default 8)")
     # the loss
-    parser.add_argument("--lr", type=between(0, math.inf), default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument("--lr", type=between(0, math.inf), default=1e-3, help="peak learning rate (default 1e-3)")
     parser.add_argument("--warmup", type=positive, default=5, help="steps of linear warm-up (default 5)")
     parser.add_argument("--value-coef", type=between(0, math.inf), default=0.5, help="weight of the value loss (default 0.5)")
     parser.add_argument("--pass-k", type=positive, default=1, help="reinforce: maximise P(one of k samples is right) (default 1)")
@@ -60,8 +60,8 @@ def parse_args():
     parser.add_argument("--epochs", type=positive, default=2, help="ppo: passes over each batch of rollouts (default 2)")
     parser.add_argument("--minibatches", type=positive, default=2, help="ppo: optimizer steps a pass (default 2)")
     # the run
-    parser.add_argument("--log-every", type=positive, default=25, help="steps between rows of rl.csv (default 25)")
-    parser.add_argument("--log-problems", type=positive, default=200, help="test problems for these rows (default 200)")
+    parser.add_argument("--log-every", type=positive, default=20, help="steps between rows of rl.csv (default 20)")
+    parser.add_argument("--log-problems", type=positive, default=500, help="test problems for these rows (default 500)")
     parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")

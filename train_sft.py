@@ -1,11 +1,12 @@
 """
 Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
 
-    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (6 min on two CPU cores)
+    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
 
-Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. In the second
-half the model now and then samples solutions of its own as well, the verifier says which are right, and the value head
-learns to foretell that at every token (binary cross-entropy, the outcome as label: Cobbe et al. 2021, section 3).
+Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. What is hard in a
+countdown solution is to plan its first step; the rest is soon mastered, and most batches leave it out. In the second half the
+model now and then samples solutions of its own as well, the verifier says which are right, and the value head learns to
+foretell that at every token (binary cross-entropy, the outcome as label: Cobbe et al. 2021, section 3).
 
 Everything random in step i is drawn from (seed, i), so to resume a run is to go on with step i: no state to restore but
 the weights and the optimizers.
@@ -21,7 +22,10 @@ from tqdm import tqdm
 from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
-from verify import EOS, NEWLINE, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+from verify import (EOS, PAD, choose_task, decode, encode, legal_steps, make_judge, make_problems, max_tokens, test_problems,
+                    verify)
+
+COMMA, = encode(",")
 
 
 def parse_args():
@@ -31,22 +35,22 @@ def parse_args():
     # the model
     parser.shared("--depth", "--init")
     # the optimisation
-    parser.add_argument("--steps", type=positive, default=4000, help="optimizer steps (default 4000)")
+    parser.add_argument("--steps", type=positive, default=5500, help="optimizer steps (default 5500)")
     parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
     parser.add_argument("--lr", type=between(0, math.inf), default=3e-3, help="peak learning rate (default 3e-3)")
     parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")
     parser.add_argument("--decay", type=between(1e-9, 1), default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
     parser.add_argument("--hard", type=between(0, 1), default=0.3, help="share of problems that must multiply or divide, falling to 0 in the "
                         "second half (default 0.3)")
-    parser.add_argument("--first-line", type=between(0, 1), default=0.3, help="after this share of the steps, three of four batches show the first "
-                        "step of each solution only: the rest is mastered by then (default 0.3)")
+    parser.add_argument("--begin-only", type=between(0, 1), default=0.13, help="after this share of the steps, five of six batches show each "
+                        "solution up to its first result only: the rest is mastered soon (default 0.13)")
     # the value head
-    parser.add_argument("--value-every", type=positive, default=8, help="in the second half, every so many steps also fit the value head "
-                        "(default 8)")
+    parser.add_argument("--value-every", type=positive, default=16, help="in the second half, every so many steps also fit the value head "
+                        "(default 16)")
     parser.add_argument("--value-coef", type=between(0, math.inf), default=1.0, help="weight of the value loss (default 1)")
     # the run
     parser.add_argument("--log-every", type=positive, default=1000, help="steps between rows of sft.csv (default 1000)")
-    parser.add_argument("--log-problems", type=positive, default=200, help="test problems for these rows (default 200)")
+    parser.add_argument("--log-problems", type=positive, default=500, help="test problems for these rows (default 500)")
     parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")
@@ -66,11 +70,30 @@ def make_batch(prompts, completions, device):
     return torch.from_numpy(idx).to(device), torch.from_numpy(targets).to(device)
 
 
-def sample_own(model, prompts, judge, max_new_tokens, generator):
-    """One completion of the model's own for each prompt: (completions with <|eos|> where it came, verdicts)."""
-    samples = generate(model, prompts, max_new_tokens, stop_tokens=(EOS,), generator=generator)
-    verdicts = [judge(i, ids) for i, ids in enumerate(samples.finished((EOS,)))]
-    return samples.completions(), verdicts
+def sample_own(model, problems, room, rng):
+    """
+    Two completions of the model's own for each problem, of which one starts behind random legal steps: a value head that
+    only ever saw what the policy likes to write could not tell a search what to think of the rest. Returns what they
+    started from, the completions with <|eos|> where it came, and the verdicts.
+    """
+    begun = [""] * len(problems) + [random_start(problem, rng) for problem in problems]
+    problems = problems * 2
+    starts = [encode(problem.prompt + lines) for problem, lines in zip(problems, begun)]
+    generator = torch.Generator(model.lm_head.weight.device).manual_seed(int(rng.integers(2 ** 62)))
+    samples = generate(model, starts, room, stop_tokens=(EOS,), generator=generator)
+    verdicts = [ids is not None and verify(problem, lines + decode(ids)).correct
+                for problem, lines, ids in zip(problems, begun, samples.finished((EOS,)))]
+    return starts, samples.completions(), verdicts
+
+
+def random_start(problem, rng):
+    """One or more random legal steps, at least one short of the end. None in expression, where every legal step is right."""
+    lines, left = "", list(problem.numbers)
+    for _ in range(rng.integers(1, len(left) - 1) if problem.task == "countdown" and len(left) > 2 else 0):
+        steps = legal_steps(left)
+        line, left = steps[rng.integers(len(steps))]
+        lines += line
+    return lines
 
 
 def learning_rate(args, step):
@@ -129,22 +152,23 @@ def main():
         problems, solutions = make_problems(args.task, args.level, args.batch_size, rng, hard=hard)
         batch_prompts = [encode(problem.prompt) for problem in problems]
         completions = [encode(solution) + [EOS] for solution in solutions]
-        if args.task == "countdown" and step > args.first_line * args.steps and step % 4:
-            completions = [ids[:ids.index(NEWLINE) + 1] for ids in completions]
+        if args.task == "countdown" and step > args.begin_only * args.steps and step % 6:
+            completions = [ids[:ids.index(COMMA) + 1] for ids in completions]
         verdicts = []
         if step >= args.steps / 2 and step % args.value_every == 0:
-            generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
-            own, verdicts = sample_own(model, batch_prompts, make_judge(problems), room, generator)
+            starts, own, verdicts = sample_own(model, problems, room, rng)
+            flops += sum(map(len, starts + own)) * flops_per_token(model.config, room)
+            batch_prompts += starts
             completions += own
         # 2. One forward pass over both.
-        idx, targets = make_batch(batch_prompts * (2 if verdicts else 1), completions, device)
+        idx, targets = make_batch(batch_prompts, completions, device)
         logits, values = model(idx)                                     # (B, T, V), (B, T)
         n = len(problems)
         loss = F.cross_entropy(logits[:n].flatten(0, 1), targets[:n].flatten(), ignore_index=-1)
         shown |= {"loss": f"{loss.item():.3f}"}
         if verdicts:
             labels = torch.tensor(verdicts, dtype=values.dtype, device=device)[:, None].expand_as(values[n:])
-            mask = targets[n:] >= 0                                     # a value for the prompt and after each token
+            mask = targets[n:] >= 0                                     # a value where it starts and after each token
             value_loss = F.binary_cross_entropy_with_logits(values[n:][mask], labels[mask])
             shown |= {"value_loss": f"{value_loss.item():.3f}"}
             loss = loss + args.value_coef * value_loss
@@ -152,11 +176,9 @@ def main():
         # 3. Step.
         loss.backward()
         optimizer_step(model, optimizers, learning_rate(args, step))
-        n_tokens = sum(map(len, batch_prompts)) * (2 if verdicts else 1) + sum(map(len, completions))
+        n_tokens = sum(map(len, batch_prompts + completions))
         tokens += n_tokens
         flops += 3 * n_tokens * flops_per_token(model.config, idx.size(1) / 2)
-        if verdicts:
-            flops += n_tokens / 2 * flops_per_token(model.config, idx.size(1) / 2)      # sampling them
         # 4. Log, save, stop when asked.
         done = step + 1
         if done % args.log_every == 0 or done == args.steps:

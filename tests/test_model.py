@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from model import (GPT, GPTConfig, choose_device, flops_per_token, load_checkpoint, make_optimizers, optimizer_step,
-                   save_checkpoint, save_table, write_whole)
+from model import (GPT, GPTConfig, Muon, N_CIRCLES, PERIODS, choose_device, flops_per_token, load_checkpoint, make_optimizers,
+                   number_circles, optimizer_step, save_checkpoint, save_table, write_whole)
+from verify import encode
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16)
 
@@ -55,6 +56,42 @@ def test_overfits_one_batch():
         loss.backward()
         optimizer_step(model, optimizers, 1e-2)
     assert loss.item() < 0.2
+
+
+def test_muon_is_torchs_for_several_matrices_at_once():
+    """torch.optim.Muon gets queries, keys and values as matrices of their own, as ours takes them."""
+    torch.manual_seed(0)
+    shapes = [(32, 32), (128, 32), (32, 128), (96, 32)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(w.detach().clone()) for w in [*ours[:3], *ours[3].chunk(3)]]
+    muon = Muon(ours, 0.1)
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        grads = [torch.randn(shape) for shape in shapes]
+        for weights, parts in ((ours, grads), (theirs, [*grads[:3], *grads[3].chunk(3)])):
+            for weight, grad in zip(weights, parts):
+                weight.grad = grad
+        muon.step()
+        reference.step()
+    for weight, expected in zip(ours, [*theirs[:3], torch.cat(theirs[3:])]):
+        torch.testing.assert_close(weight, expected, atol=0.02, rtol=0)         # 0.1 * 0.2 * sqrt(32) is one update
+
+
+@pytest.mark.parametrize("text, numbers", [("7 42>100\n", [7, 0, 4, 42, 0, 1, 10, 100, 0]), ("1234", [1, 12, 123, 234])])
+def test_numbers_are_read_whole(text, numbers):
+    """Each digit embeds the number that ends in it, three digits at most; other tokens none."""
+    model, seen = GPT(CONFIG), []
+    model.number.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model(torch.tensor([encode(text)]))
+    expected = [model.circles[n] if char.isdigit() else torch.zeros(2 * N_CIRCLES) for n, char in zip(numbers, text)]
+    torch.testing.assert_close(seen[0][0], torch.stack(expected))
+
+
+def test_on_the_circles_to_add_is_to_rotate():
+    points = torch.view_as_complex(torch.stack(number_circles(1000).chunk(2, dim=1), dim=-1).contiguous())
+    sums, products = points[47] * points[35], points[12] * points[8]
+    torch.testing.assert_close(sums[:len(PERIODS)], points[82, :len(PERIODS)])
+    torch.testing.assert_close(products[len(PERIODS):], points[96, len(PERIODS):])
 
 
 def test_checkpoint_round_trip(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from search import METHODS, Node, Search, backup, expand, mcts, sample_n, select, sigmoid, wilson
+from search import METHODS, MIN_LOGPROB, Node, Search, backup, expand, mcts, sample_n, select, sigmoid, wilson
 from verify import EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, test_problems, verify
 
 
@@ -62,7 +62,8 @@ def encode_any(text):
     return ENCODING.encode(text, allowed_special="all")
 
 
-def test_every_expansion_is_a_new_step_and_the_likeliest_first(model):
+def test_every_expansion_is_a_new_step_and_the_likeliest_first(model, monkeypatch):
+    monkeypatch.setattr("search.MIN_LOGPROB", -np.inf)
     search = Search(parse_problem("9 3 5 2>24"), 10_000, "value")
     first = expand(model, [search], [search.root])[0]
     ids = list(search.prompt)
@@ -84,7 +85,18 @@ def test_every_expansion_is_a_new_step_and_the_likeliest_first(model):
             assert child.value == pytest.approx(sigmoid(values[0, -1].item()), abs=1e-5)
 
 
-def test_shared_beginnings_are_paid_for_once(model):
+def test_what_the_policy_finds_absurd_is_not_tried(model):
+    """Else a search whose value head errs goes on for ever below a step that cannot be finished, at a prior of 0.00."""
+    search, n_children = Search(parse_problem("9 3 5 2>24"), 10_000, "value"), 0
+    while search.root.branches and not search.root.closed:
+        assert all(logprob > MIN_LOGPROB for logprob, begin in search.root.branches)
+        child, = expand(model, [search], [search.root])
+        n_children += child is not None
+    assert 1 < n_children < 100
+
+
+def test_shared_beginnings_are_paid_for_once(model, monkeypatch):
+    monkeypatch.setattr("search.MIN_LOGPROB", -np.inf)
     search = Search(parse_problem("9 3 5 2>24"), 10_000, "value")
     for _ in range(10):
         expand(model, [search], [search.root])
@@ -103,10 +115,10 @@ def test_puct_by_hand():
     assert select(root, 1.0) is b
     assert select(root, 0.0) is b                                               # Q alone
     assert select(root, 4.0) is b                                               # 1.0 + ... = 1.8 against 0.5 + 1.03
-    root.branches = [(np.log(0.2), [7]), (np.log(0.15), [8])]                   # a new child: 0.5 + 0.2 * 3 / 1 = 1.1
+    root.branches = [(np.log(0.4), [7]), (np.log(0.15), [8])]                   # a new child: 0 + 0.4 * 3 / 1 = 1.2
     assert select(root, 1.0) is root
     b.closed = True
-    root.branches = [(np.log(0.05), [7])]                                       # 0.65 against a's 0.757
+    root.branches = [(np.log(0.2), [7])]                                        # 0.6 against a's 0.757
     assert select(root, 1.0) is a
 
 
