@@ -223,22 +223,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         group, = self.param_groups
-        weights, updates = defaultdict(list), defaultdict(list)         # by shape
+        by_shape = defaultdict(list)                                    # (weights, their updates), no matrix higher than wide
         for weight in group["params"]:
             state = self.state[weight]
             if not state:
                 state["momentum"] = torch.zeros_like(weight)
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-            update = weight.grad.lerp(state["momentum"], group["momentum"])             # Nesterov's
+            nesterov = weight.grad.lerp(state["momentum"], group["momentum"])
             n_parts = 3 if weight.size(0) == 3 * weight.size(1) else 1                  # qkv
-            for part, update in zip(weight.chunk(n_parts), update.chunk(n_parts)):
-                wide = part.size(0) <= part.size(1)
-                weights[part.shape[::1 if wide else -1]].append(part if wide else part.T)
-                updates[part.shape[::1 if wide else -1]].append(update if wide else update.T)
-        for shape, parts in weights.items():
-            steps = orthogonalise(torch.stack(updates[shape]))
-            for part, step in zip(parts, steps):
-                part.add_(step, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+            for part, update in zip(weight.chunk(n_parts), nesterov.chunk(n_parts)):
+                if part.size(0) > part.size(1):
+                    part, update = part.T, update.T
+                by_shape[part.shape].append((part, update))
+        for shape, pairs in by_shape.items():
+            parts, updates = zip(*pairs)
+            for part, update in zip(parts, orthogonalise(torch.stack(updates))):
+                part.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
 
 def orthogonalise(x):

@@ -1,7 +1,7 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                                # all methods over a few budgets -> out/search.csv (1.5 min on two CPU cores)
+    python search.py                                # all methods over a few budgets -> out/search.csv (2 min on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --problems FILE                # your own problems, a prompt a line
 
@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
 from sample import generate
-from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, max_tokens, parse_problem, state_value, test_problems,
-                    verify)
+from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, max_tokens, parse_problem, random_lines, state_value,
+                    test_problems, verify)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
 MIN_LOGPROB = math.log(0.01)                # of a step's beginning that is worth a try
@@ -296,11 +296,7 @@ def random_steps(model, problems, budget, scorer="verifier", generator=None, c_p
     for problem in problems:
         spent, solution = 0, ""
         while spent < budget and not solution:
-            text, left = "", list(problem.numbers)
-            while len(left) > 1:
-                steps = legal_steps(left)
-                line, left = steps[rng.integers(len(steps))]
-                text += line
+            text, left = random_lines(problem.numbers, problem.level - 1, rng)
             spent += len(encode(text)) + 1
             solution = text if spent <= budget and left == [problem.target] else ""
         results.append(Result(solution, float(bool(solution)), min(spent, budget)))

@@ -1,7 +1,7 @@
 """
 Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
 
-    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
+    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7.5 min on two CPU cores)
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. What is hard in a
 countdown solution is to plan its first step; the rest is soon mastered, and most batches leave it out. In the second half the
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
-from verify import (EOS, PAD, choose_task, decode, encode, legal_steps, make_judge, make_problems, max_tokens, test_problems,
+from verify import (EOS, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, random_lines, test_problems,
                     verify)
 
 COMMA, = encode(",")
@@ -76,24 +76,21 @@ def sample_own(model, problems, room, rng):
     only ever saw what the policy likes to write could not tell a search what to think of the rest. Returns what they
     started from, the completions with <|eos|> where it came, and the verdicts.
     """
-    begun = [""] * len(problems) + [random_start(problem, rng) for problem in problems]
+    begun = [[]] * len(problems) + [encode(random_start(problem, rng)) for problem in problems]
     problems = problems * 2
-    starts = [encode(problem.prompt + lines) for problem, lines in zip(problems, begun)]
+    starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(int(rng.integers(2 ** 62)))
     samples = generate(model, starts, room, stop_tokens=(EOS,), generator=generator)
-    verdicts = [ids is not None and verify(problem, lines + decode(ids)).correct
-                for problem, lines, ids in zip(problems, begun, samples.finished((EOS,)))]
+    judge = make_judge(problems)
+    verdicts = [judge(i, None if ids is None else lines + ids) for i, (lines, ids) in enumerate(zip(begun, samples.finished((EOS,))))]
     return starts, samples.completions(), verdicts
 
 
 def random_start(problem, rng):
     """One or more random legal steps, at least one short of the end. None in expression, where every legal step is right."""
-    lines, left = "", list(problem.numbers)
-    for _ in range(rng.integers(1, len(left) - 1) if problem.task == "countdown" and len(left) > 2 else 0):
-        steps = legal_steps(left)
-        line, left = steps[rng.integers(len(steps))]
-        lines += line
-    return lines
+    if problem.task == "expression" or problem.level == 2:
+        return ""
+    return random_lines(problem.numbers, rng.integers(1, problem.level - 1), rng)[0]
 
 
 def learning_rate(args, step):

@@ -224,6 +224,16 @@ def legal_steps(numbers):
     return list(dict(step for step in steps if step).items())
 
 
+def random_lines(numbers, n, rng):
+    """(text, numbers left) after n steps of countdown drawn at random from the legal ones."""
+    text, left = "", list(numbers)
+    for _ in range(n):
+        steps = legal_steps(left)
+        line, left = steps[rng.integers(len(steps))]
+        text += line
+    return text, left
+
+
 def _write_path(numbers, path):
     """The completion that takes the path with this leaf index; the first step is its lowest digit."""
     lines = []
