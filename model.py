@@ -11,7 +11,9 @@ Weights are float32. Where the processor multiplies bfloat16 natively, activatio
 where it is used: about twice as fast, and simpler than autocast.
 """
 import argparse
+import copy
 import csv
+import ctypes
 import errno
 import io
 import math
@@ -59,8 +61,8 @@ class Linear(nn.Linear):
 
 
 def apply_rotary(x, cos, sin):
-    x1, x2 = x.chunk(2, dim=-1)                                         # (B, nh, T, hs / 2)
-    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+    """Turn each pair of x (B, T, nh, hs), one from either half, by its angle: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin             # the first half of sin is negative
 
 
 PERIODS, LOG_PERIODS = (2, 5, 10, 20, 50, 100, 200, 500, 1000), (0.5, 1, 2, 4, 8, 16)
@@ -77,24 +79,40 @@ def number_circles(n):
     return torch.cat((angle.cos(), angle.sin()), dim=1)
 
 
+def number_table(config):
+    """The number that the digits at the end of n_gram tokens make, for all such tokens: (V, ..., V); 10 ** n_gram for none."""
+    digit = torch.arange(config.vocab_size) - config.digit
+    is_digit = (digit >= 0) & (digit <= 9)
+    number = torch.where(is_digit, digit, 10 ** config.n_gram)
+    unbroken = is_digit                     # what is read now and all up to here are digits
+    for back in range(1, config.n_gram):    # the token that stands so far before the last is the next dimension on the left
+        column = (-1,) + (1,) * back
+        unbroken = is_digit.view(column) & unbroken
+        number = torch.where(unbroken, number + digit.view(column) * 10 ** back, number)
+    return number
+
+
 class Attention(nn.Module):
+    """
+    Multi-query attention (Shazeer 2019): all heads share one head of keys and values. The cache is a quarter as large, and
+    the queries of all heads and positions are one matrix: attention is one product a row, and nothing is moved for it.
+    """
+
     def __init__(self, config, layer):
         super().__init__()
-        self.n_head, self.layer = config.n_head, layer
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.head_size, self.layer = config.n_embd // config.n_head, layer
+        self.qkv = Linear(config.n_embd, config.n_embd + 2 * self.head_size)
         self.proj = Linear(config.n_embd, config.n_embd, scale=0.0)
 
-    def forward(self, x, cos, sin, cache=None):
+    def forward(self, x, cos, sin, mask, cache=None):
         B, T, C = x.shape
-        qk, v = self.qkv(x).view(B, T, 3 * self.n_head, -1).transpose(1, 2).split([2 * self.n_head, self.n_head], dim=1)
-        q, k = apply_rotary(norm(qk), cos, sin).chunk(2, dim=1)         # (B, nh, T, hs) each, as v
-        if cache is None:
-            visible = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
-        else:
-            k, v, visible = cache.append(self.layer, k, v)              # (B, nh, T_all, hs), (B, 1, T, T_all)
-        scores = (q * k.size(-1) ** -0.5) @ k.transpose(-2, -1)       # (B, nh, T, T_all)
-        y = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+        qkv = self.qkv(x).view(B, T, -1, self.head_size)                # (B, T, nh + 2, hs)
+        qk, v = apply_rotary(norm(qkv[:, :, :-1]), cos, sin), qkv[:, :, -1]             # (B, T, nh + 1, hs), (B, T, hs)
+        q, k = qk[:, :, :-1].reshape(B, -1, self.head_size), qk[:, :, -1]               # (B, T * nh, hs), (B, T, hs)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs) both
+        scores = torch.baddbmm(mask, q, k.mT, alpha=self.head_size ** -0.5)             # (B, T * nh, T_all)
+        return self.proj((scores.softmax(-1) @ v).view(B, T, C))
 
 
 class MLP(nn.Module):
@@ -104,7 +122,8 @@ class MLP(nn.Module):
         self.proj = Linear(4 * config.n_embd, config.n_embd, scale=0.0)
 
     def forward(self, x):
-        return self.proj(F.relu(self.fc(x)).square())
+        x = F.relu(self.fc(x))
+        return self.proj(x * x)
 
 
 class Block(nn.Module):
@@ -113,49 +132,61 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, cache=None):
-        x = x + self.attn(norm(x), cos, sin, cache)
+    def forward(self, x, cos, sin, mask, cache=None):
+        x = x + self.attn(norm(x), cos, sin, mask, cache)
         return x + self.mlp(norm(x))
 
 
 class KVCache:
-    """Keys and values of B rows that need not be equally long: row b holds length[b] tokens and grows at its own end."""
+    """
+    Keys and values of B rows that need not be equally long: row b holds length[b] tokens and grows at its own end. Attention
+    reads all T_all columns; there are never many more than the longest row needs.
+    """
 
-    def __init__(self, model, B, max_T):
+    def __init__(self, model, B, T_all=0):
         config, weight = model.config, model.lm_head.weight
-        shape = (config.n_layer, B, config.n_head, max_T, config.n_embd // config.n_head)
+        shape = config.n_layer, B, T_all, config.n_embd // config.n_head
         self.k = torch.zeros(shape, dtype=model.compute_dtype or weight.dtype, device=weight.device)
         self.v = torch.zeros_like(self.k)
         self.length = torch.zeros(B, dtype=torch.long, device=weight.device)
-        self.tokens = torch.zeros(B, max_T, dtype=torch.long, device=weight.device)
         self.longest = 0                    # an upper bound of length.max(), known without asking the device
-        self.positions = self.visible = None            # of the tokens being read: where they stand, what they may see
+        self.before = config.n_gram - 1     # as many columns of no token stand before the first
+        self.tokens = torch.zeros(B, self.before + T_all, dtype=torch.long, device=weight.device)
+        self.rows, self.positions = torch.arange(B, device=weight.device)[:, None], None    # (B, 1), (B, T), of the tokens being read
+
+    @property
+    def T_all(self):
+        return self.k.size(2)
 
     def begin(self, idx):
-        """Make room for more tokens idx (B, T) in each row: their positions (B, T)."""
-        B, T = idx.shape
-        self.positions = self.length[:, None] + torch.arange(T, device=self.length.device)
-        self.tokens.scatter_(1, self.positions, idx)
+        """Make room for more tokens idx (B, T): these and the n_gram - 1 before them (B, n_gram - 1 + T), the positions of these (B, T)."""
+        T = idx.size(1)
         self.longest += T
-        columns = torch.arange(self.longest, device=self.length.device)
-        self.visible = (columns <= self.positions[..., None])[:, None]                  # (B, 1, T, T_all)
-        self.length = self.length + T
-        return self.tokens, self.positions
+        if self.longest > self.T_all:       # by 32 columns, to seldom move, and because softmax is fastest on such widths
+            more = -(-self.longest // 32) * 32 - self.T_all
+            self.k, self.v, self.tokens = F.pad(self.k, (0, 0, 0, more)), F.pad(self.v, (0, 0, 0, more)), F.pad(self.tokens, (0, more))
+        columns = self.length[:, None] + torch.arange(self.before + T, device=idx.device)
+        self.tokens.scatter_(1, columns[:, self.before:], idx)
+        self.positions = columns[:, :T]
+        self.length += T
+        return self.tokens.gather(1, columns), self.positions
 
     def append(self, layer, k, v):
-        """Write k, v (B, nh, T, hs) behind what is there: all keys, all values, and which of them each query may see."""
-        rows = torch.arange(len(self.length), device=k.device)[:, None]
-        self.k[layer][rows, :, self.positions] = k.transpose(1, 2)
-        self.v[layer][rows, :, self.positions] = v.transpose(1, 2)
-        return self.k[layer][:, :, :self.longest], self.v[layer][:, :, :self.longest], self.visible
+        """Write k, v (B, T, hs) behind what is there; returns all of both, (B, T_all, hs)."""
+        self.k[layer][self.rows, self.positions] = k
+        self.v[layer][self.rows, self.positions] = v
+        return self.k[layer], self.v[layer]
 
     def rewind(self, length):
         """Forget what stands behind length (B,): a mask is enough, nothing is erased."""
-        self.length = length
+        self.length.copy_(length)
 
-    def fork(self, rows):
-        """Row i becomes a copy of row rows[i]."""
-        self.k, self.v, self.tokens, self.length = self.k[:, rows], self.v[:, rows], self.tokens[rows], self.length[rows]
+    def take(self, rows):
+        """A cache of these rows (N,): some may be left out, some may come several times."""
+        taken = copy.copy(self)
+        taken.k, taken.v, taken.tokens, taken.length = self.k[:, rows], self.v[:, rows], self.tokens[rows], self.length[rows]
+        taken.rows = self.rows[:len(rows)] if len(rows) <= len(self.rows) else torch.arange(len(rows), device=rows.device)[:, None]
+        return taken
 
 
 class GPT(nn.Module):
@@ -166,44 +197,50 @@ class GPT(nn.Module):
         self.wte = nn.ModuleList(nn.Embedding(config.vocab_size, config.n_embd) for _ in range(config.n_gram))
         circles = number_circles(10 ** config.n_gram)
         self.register_buffer("circles", F.pad(circles, (0, 0, 0, 1)).float(), persistent=False)    # the last is for no number
+        self.register_buffer("numbers", number_table(config), persistent=False)
         self.number = Linear(circles.size(1), config.n_embd, scale=2 ** 0.5)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.lm_head = Linear(config.n_embd, config.vocab_size, scale=0.0)
         self.value_head = Linear(config.n_embd, 1, scale=0.0)
         frequency = 1000.0 ** -torch.linspace(0, 1, config.n_embd // config.n_head // 2, dtype=torch.float64)
         angle = torch.arange(config.block_size)[:, None] * frequency    # (block_size, hs / 2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        rotary = torch.stack((angle.cos(), angle.cos(), -angle.sin(), angle.sin()), dim=1)
+        self.register_buffer("rotary", rotary.flatten(1).unflatten(1, (2, -1)), persistent=False)     # (block_size, cos or sin, hs)
+
+    def trunk(self, idx, cache=None):
+        """Token ids (B, T) -> what the heads read, (B, T, C). With a cache, idx continues what the cache holds."""
+        B, T = idx.shape
+        if cache is None:
+            tokens, positions, T_all = F.pad(idx, (self.config.n_gram - 1, 0)), torch.arange(T, device=idx.device)[None], T
+        else:
+            tokens, positions = cache.begin(idx)
+            T_all = cache.T_all
+        recent = [tokens[:, i:i + T] for i in range(self.config.n_gram)]                # (B, T) each; before the first token, 0
+        x = sum(embedding(token) for embedding, token in zip(self.wte, recent)) + self.number(self.circles[self.numbers[tuple(recent)]])
+        dtype = self.compute_dtype or x.dtype
+        x = norm(x).to(dtype)                                           # (B, T, C)
+        cos, sin = self.rotary[positions].to(dtype)[:, :, None].unbind(-2)              # (B or 1, T, 1, hs)
+        mask = torch.zeros((), dtype=dtype, device=idx.device).where(torch.arange(T_all, device=idx.device) <= positions[..., None], float("-inf"))
+        mask = mask.repeat_interleave(self.config.n_head, dim=1)        # (B or 1, T * nh, T_all), the same for each head
+        for block in self.blocks:
+            x = block(x, cos, sin, mask, cache)
+        return norm(x)
 
     def forward(self, idx, cache=None):
         """
         Token ids (B, T) -> logits (B, T, V), values (B, T), both in the dtype of the weights. values are logits too:
-        sigmoid(value) = P(what begins like this ends correct). With a cache, idx continues what the cache holds.
+        sigmoid(value) = P(what begins like this ends correct).
         """
-        B, T = idx.shape
-        tokens, positions = (idx, torch.arange(T, device=idx.device).expand(B, T)) if cache is None else cache.begin(idx)
-        x, number, in_number = 0, 0, True
-        for back, embedding in enumerate(self.wte):
-            # where there is nothing before, the first token stands in for it
-            recent = tokens.gather(1, (positions - back).clamp_min(0))                  # (B, T)
-            x = x + embedding(recent)                                   # (B, T, C)
-            digit = recent - self.config.digit
-            in_number = in_number & (digit >= 0) & (digit <= 9) & (positions >= back)
-            number = torch.where(in_number, number + digit * 10 ** back, number if back else len(self.circles) - 1)
-        x = x + self.number(self.circles[number])
-        dtype = self.compute_dtype or x.dtype
-        x = norm(x).to(dtype)
-        cos, sin = self.cos[positions][:, None].to(dtype), self.sin[positions][:, None].to(dtype)   # (B, 1, T, hs / 2)
-        for block in self.blocks:
-            x = block(x, cos, sin, cache)
-        x = norm(x)
+        x = self.trunk(idx, cache)
         logits, values = self.lm_head(x), self.value_head(x).squeeze(-1)
-        return logits.to(self.lm_head.weight.dtype), values.to(self.lm_head.weight.dtype)
+        return logits.to(self.wte[0].weight.dtype), values.to(self.wte[0].weight.dtype)
 
 
 def flops_per_token(config, context):
     """FLOPs of a forward pass for one token that sees `context` others; training costs three times that (Kaplan et al. 2020, 2.1)."""
-    matmuls = 12 * config.n_layer * config.n_embd ** 2 + config.n_embd * (config.vocab_size + 2 * N_CIRCLES)
+    head_size = config.n_embd // config.n_head
+    per_layer = 10 * config.n_embd ** 2 + 2 * config.n_embd * head_size                 # q, proj, the MLP; k and v
+    matmuls = config.n_layer * per_layer + config.n_embd * (config.vocab_size + 2 * N_CIRCLES)
     return 2 * matmuls + 4 * config.n_layer * config.n_embd * context
 
 
@@ -213,8 +250,8 @@ def flops_per_token(config, context):
 class Muon(torch.optim.Optimizer):
     """
     Momentum whose update is orthogonalised, so that rare directions are learnt as fast as common ones (Jordan et al. 2024).
-    As torch.optim.Muon, but all matrices of a shape are worked on at once, which for small ones takes 60 % of the time;
-    and queries, keys and values are three matrices, not one. Updates have the size of AdamW's (Liu et al. 2025, eq. 4).
+    As torch.optim.Muon, but all matrices of a shape are worked on at once, which for small ones takes 60 % of the time.
+    Updates have the size of AdamW's (Liu et al. 2025, eq. 4).
     """
 
     def __init__(self, params, lr, momentum=0.95):
@@ -230,15 +267,13 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             nesterov = weight.grad.lerp(state["momentum"], group["momentum"])
-            n_parts = 3 if weight.size(0) == 3 * weight.size(1) else 1                  # qkv
-            for part, update in zip(weight.chunk(n_parts), nesterov.chunk(n_parts)):
-                if part.size(0) > part.size(1):
-                    part, update = part.T, update.T
-                by_shape[part.shape].append((part, update))
+            if weight.size(0) > weight.size(1):
+                weight, nesterov = weight.T, nesterov.T
+            by_shape[weight.shape].append((weight, nesterov))
         for shape, pairs in by_shape.items():
-            parts, updates = zip(*pairs)
-            for part, update in zip(parts, orthogonalise(torch.stack(updates))):
-                part.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+            weights, updates = zip(*pairs)
+            for weight, update in zip(weights, orthogonalise(torch.stack(updates))):
+                weight.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
 
 def orthogonalise(x):
@@ -334,8 +369,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def keep_memory():
+    """
+    Let the C library keep what is freed for the next step. By default glibc hands large blocks back to the system and asks
+    for them again, page by page: some 7 % of the time here. Elsewhere than on Linux nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    for parameter, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 28)):          # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        mallopt and mallopt(parameter, value)
+
+
 def run_script(main):
     """Call main; what the disk refuses is told in one line, with exit status 2. Ctrl-C ends quietly."""
+    keep_memory()
     try:
         main()
     except OSError as error:

@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
-from sample import generate
+from sample import Store, generate
 from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, max_tokens, parse_problem, random_lines, state_value,
                     test_problems, verify)
 
@@ -43,7 +43,7 @@ class Result:
     completion: str
     score: float                            # of whoever chose it, in [0, 1]
     tokens: int                             # all that were generated for it, those thrown away too
-    read: int = 0                           # prompt tokens that were read, again for each continuation
+    read: int = 0                           # tokens that were read beside: the prompt's, and the last of a step gone on from
     finished: bool = True                   # whether the completion ended in <|eos|>
 
 
@@ -125,16 +125,21 @@ def best_of_n(model, problems, budget, scorer="value", generator=None, c_puct=1.
 @dataclass
 class Node:
     ids: list                               # prompt and steps so far
+    slots: list = field(default_factory=list)           # where the store holds them, all but the last
     prior: float = 1.0                      # probability of the last step under the policy
     path: float = 1.0                       # probability of all steps so far
     value: float = 0.5                      # P(this ends correct): value head; of a finished one, whoever judges
     parent: "Node" = None
     children: list = field(default_factory=list)
-    branches: list = field(default_factory=lambda: [(0.0, [])])     # where new children may begin: (log-prob, first tokens)
+    branches: list = None                   # where new children may begin: (log-prob, first tokens, slots of all before the last)
     visits: int = 0
     total: float = 0.0                      # sum of what was backed up through here
     finished: bool = False                  # ended in <|eos|>
     closed: bool = False                    # nothing left to find below
+
+    def __post_init__(self):
+        if self.branches is None:
+            self.branches = [(0.0, [], self.slots)]
 
     @property
     def q(self):
@@ -152,11 +157,11 @@ class Node:
 class Search:
     """What one problem's search has found and spent, whatever the order in which its nodes are expanded."""
 
-    def __init__(self, problem, budget, scorer):
+    def __init__(self, problem, budget, scorer, slots):
         self.problem, self.budget, self.scorer = problem, budget, scorer
         self.prompt = encode(problem.prompt)
-        self.root = Node(self.prompt)
-        self.finished, self.spent, self.read = [], 0, 0
+        self.root = Node(self.prompt, slots)
+        self.finished, self.spent, self.read = [], 0, len(slots)
 
     @property
     def over(self):
@@ -183,39 +188,54 @@ class Search:
         return Result(self.completion(best), float(best.value), self.spent, self.read)
 
 
-def expand(model, searches, nodes):
+def start(model, problems, budget, scorer):
+    """A search for each problem, and the store in which they keep what was read."""
+    store = Store(model)
+    slots = store.read(model, [encode(problem.prompt) for problem in problems])
+    return store, [Search(problem, budget, scorer, row) for problem, row in zip(problems, slots)]
+
+
+def expand(model, store, searches, nodes):
     """
     Give each node one more child: the step that begins with the likeliest branch not yet taken, and goes on greedily. No
     step is found twice, and a new one costs only the tokens behind its branching point. The tokens that were second and
     third best on the way become branches in their turn. One batch for all nodes; the child's value comes from the same pass.
     Returns the children, None where a step was cut off.
     """
-    begins = [node.branches.pop(max(range(len(node.branches)), key=lambda i: node.branches[i][0])) for node in nodes]
+    logprobs, begins, slots = zip(*(node.branches.pop(max(range(len(node.branches)), key=lambda i: node.branches[i][0])) for node in nodes))
+    prefixes = [node.ids + begin for node, begin in zip(nodes, begins)]
+    slots = [held[:len(prefix) - 1] for held, prefix in zip(slots, prefixes)]
     room = max_tokens(searches[0].problem.task, searches[0].problem.level)
     limits = [min(room, search.budget - search.spent - 1) for search in searches]
-    samples = generate(model, [node.ids + begin for node, (_, begin) in zip(nodes, begins)], limits, 0.0, STOPS, n_top=3)
-    columns = (samples.tokens, samples.mask.sum(1), samples.logprobs, samples.values, samples.end_values, samples.top_logprobs,
-               samples.top_tokens)
+    samples = generate(model, prefixes, limits, 0.0, STOPS, n_top=3, read_last=True, store=store, slots=slots)
+    # Log-probs of the step, (B, T): up to each token; and (B, T, 3): with another token in its place
+    through = torch.tensor(logprobs, device=samples.logprobs.device)[:, None] + samples.logprobs.cumsum(1)
+    others = (through - samples.logprobs)[..., None] + samples.top_logprobs
+    tokens = samples.top_tokens
+    worth = (others > MIN_LOGPROB) & (tokens != samples.tokens[..., None]) & (tokens != NEWLINE) & (tokens != EOS) & samples.mask[..., None]
+    found = [[] for _ in nodes]
+    for (i, t, _), logprob, token in zip(worth.nonzero().tolist(), others[worth].tolist(), tokens[worth].tolist()):
+        found[i].append((t, logprob, token))
+    lengths = samples.mask.sum(1)
+    at_end = lengths[:, None] - 1
+    columns = (samples.completions(), samples.slots.tolist(), through.gather(1, at_end)[:, 0].exp().tolist(),
+               samples.values[:, 0].sigmoid().tolist(), samples.values.gather(1, at_end)[:, 0].sigmoid().tolist(),
+               samples.end_values.sigmoid().tolist())
     children = []
-    for search, node, (logprob, begin), new, length, logprobs, values, end_value, top_logprobs, top_ids in zip(
-            searches, nodes, begins, *(column.tolist() for column in columns)):
-        search.spent += length + bool(begin)            # the branch's own token was generated too
-        search.read += len(node.ids) + len(begin)
+    for search, node, begin, held, branches, new, new_slots, prior, first_value, last_value, end_value in zip(
+            searches, nodes, begins, slots, found, *columns):
+        search.spent += len(new) + bool(begin)          # the branch's own token was generated too
+        search.read += not begin
         if node is search.root and not begin:
-            node.value = float(sigmoid(values[0]))
-        ids = begin + new[:length]                      # of the step; logprob becomes that of ids[:t]
-        for t in range(len(begin), len(ids)):
-            for lp, token in zip(top_logprobs[t - len(begin)], top_ids[t - len(begin)]):
-                if token != ids[t] and token not in STOPS and logprob + lp > MIN_LOGPROB:
-                    node.branches.append((logprob + lp, ids[:t] + [token]))
-            logprob += logprobs[t - len(begin)]
+            node.value = first_value
+        ids, held = begin + new, held + new_slots[:len(new)]            # of the step; of all but its last token
+        node.branches += [(logprob, ids[:len(begin) + t] + [token], held) for t, logprob, token in branches]
         child = None
         if ids[-1] in STOPS:
-            prior = float(np.exp(logprob))
-            child = Node(node.ids + ids, prior, node.path * prior, float(sigmoid(end_value)), node)
+            child = Node(node.ids + ids, held, prior, node.path * prior, end_value, node)
             if ids[-1] == EOS:
                 child.finished = child.closed = True
-                child.value = float(sigmoid(values[length - 1]))        # of what stood before <|eos|>
+                child.value = last_value                                # of what stood before <|eos|>
                 node.closed = node.closed or len(ids) == 1              # who would rather end here need not go on
                 if search.scorer == "verifier":
                     child.value = float(verify(search.problem, search.completion(child)).correct)
@@ -230,7 +250,7 @@ def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
     Beam search over steps: each depth turns the beams of a problem into up to 1.5 x width candidates, of which the best
     by score go on. The width is as many solutions as the budget has room for; few cost so much, as they share beginnings.
     """
-    searches = [Search(problem, budget, scorer) for problem in problems]
+    store, searches = start(model, problems, budget, scorer)
     width = max(1, round(budget / max_tokens(problems[0].task, problems[0].level)))
     beams = [[search.root] for search in searches]
     while any(beams):
@@ -241,7 +261,7 @@ def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
                 if open_nodes and not search.over:
                     pairs.append((search, open_nodes[turn % len(open_nodes)]))
             if pairs:
-                expand(model, *zip(*pairs))
+                expand(model, store, *zip(*pairs))
         for i, nodes in enumerate(beams):
             children = [child for node in nodes for child in node.children if not child.finished]
             beams[i] = sorted(children, key=lambda child: -child.score)[:width] if not searches[i].over else []
@@ -261,7 +281,7 @@ def select(root, c_puct):
 
         best = max((child for child in node.children if not child.closed), key=puct, default=None)
         if node.branches:
-            branch = Node([], prior=np.exp(max(node.branches)[0]), value=0.0)
+            branch = Node([], prior=math.exp(max(node.branches)[0]), value=0.0)
             if best is None or puct(branch) >= puct(best):
                 return node
         node = best
@@ -276,14 +296,18 @@ def backup(node, value):
         node = node.parent
 
 
-def mcts(model, problems, budget, scorer="value", generator=None, c_puct=1.0, searches=None):
+def mcts(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
+    return [search.result() for search in mcts_searches(model, problems, budget, scorer, c_puct)]
+
+
+def mcts_searches(model, problems, budget, scorer, c_puct):
     """Monte-Carlo tree search over steps, all problems side by side: select, expand, evaluate, backup until the budget is spent."""
-    searches = searches or [Search(problem, budget, scorer) for problem in problems]
+    store, searches = start(model, problems, budget, scorer)
     while live := [search for search in searches if not search.over]:
         nodes = [select(search.root, c_puct) for search in live]
-        for node, child in zip(nodes, expand(model, live, nodes)):      # expand evaluates too: a child comes with its value
+        for node, child in zip(nodes, expand(model, store, live, nodes)):       # expand evaluates too: a child comes with its value
             backup(child or node, child.value if child else 0.0)
-    return [search.result() for search in searches]
+    return searches
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -382,8 +406,8 @@ def print_tree(node, indent=""):
 def ask(model, problem, args):
     """Solve one problem by tree search and show the tree."""
     scorer = "verifier" if problem.task == "countdown" else "value"
-    search = Search(problem, args.budgets[-1], scorer)
-    result, = mcts(model, [problem], args.budgets[-1], scorer, c_puct=args.c_puct, searches=[search])
+    search, = mcts_searches(model, [problem], args.budgets[-1], scorer, args.c_puct)
+    result = search.result()
     print(f"{problem.prompt.rstrip()}    N visits, Q mean value backed up, P prior of the policy, V value head\n")
     print_tree(search.root)
     verdict = verify(problem, result.completion)

@@ -25,6 +25,9 @@ not dropped only, so it foretells success on problems that are neither too easy 
 """
 import math
 import os
+import time
+from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -43,7 +46,7 @@ def parse_args():
     parser.shared("--init", "--task", "--level", task=None)
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=["reinforce", "ppo"], help="default reinforce")
-    parser.add_argument("--steps", type=positive, default=60, help="rollout batches (default 60)")
+    parser.add_argument("--steps", type=positive, default=80, help="rollout batches (default 80)")
     parser.add_argument("--prompts", type=positive, default=128, help="problems a step (default 128)")
     parser.add_argument("--samples", type=positive, default=8, help="completions for each problem (default 8)")
     # the loss
@@ -63,6 +66,7 @@ def parse_args():
     parser.add_argument("--log-every", type=positive, default=20, help="steps between rows of rl.csv (default 20)")
     parser.add_argument("--log-problems", type=positive, default=500, help="test problems for these rows (default 500)")
     parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
+    parser.add_argument("--profile", action="store_true", help="say at the end where the time of a step went, evaluation left out")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")
     return parser, parser.parse_args()
@@ -115,19 +119,30 @@ def pack(prompts, completions, device):
     return {"idx": rows[:, :-1], "next": rows[:, 1:], "action": action[:, 1:]}
 
 
-def rollout(model, args, step, device):
+@contextmanager
+def clock(seconds, name):
+    """Add the time that something takes to seconds[name]. On CUDA all that is timed here ends in waiting for the GPU."""
+    start = time.perf_counter()
+    yield
+    seconds[name] += time.perf_counter() - start
+
+
+def rollout(model, args, step, device, seconds):
     """
     Fresh problems, --samples completions of each, and their verdicts: what pack makes of them, with columns old_logprobs and
     old_values (B, T) as the sampler saw them, and rewards (B,). Also the packed worked solutions of the same problems.
     """
     rng = np.random.default_rng([args.seed, 1, step])                   # all that is random in this step
-    problems, solutions = make_problems(args.task, args.level, args.prompts, rng)
-    prompts = [encode(problem.prompt) for problem in problems]
+    with clock(seconds, "making problems"):
+        problems, solutions = make_problems(args.task, args.level, args.prompts, rng)
+        prompts = [encode(problem.prompt) for problem in problems]
     demos = pack(prompts, [encode(solution) + [EOS] for solution in solutions], device)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
-    samples = generate(model, prompts, max_tokens(args.task, args.level), 1.0, (EOS,), generator, args.samples)
-    judge = make_judge(problems)
-    rewards = [float(judge(row // args.samples, ids)) for row, ids in enumerate(samples.finished((EOS,)))]
+    with clock(seconds, "sampling"):
+        samples = generate(model, prompts, max_tokens(args.task, args.level), 1.0, (EOS,), generator, args.samples)
+    with clock(seconds, "verifying"):
+        judge = make_judge(problems)
+        rewards = [float(judge(row // args.samples, ids)) for row, ids in enumerate(samples.finished((EOS,)))]
     batch = pack([prompt for prompt in prompts for _ in range(args.samples)], samples.completions(), device)
     for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
         batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
@@ -145,13 +160,19 @@ def forward(model, batch):
 
 
 @torch.no_grad()
-def forward_all(model, batch, micro_batch):
-    parts = [forward(model, part) for part in split(batch, micro_batch)]
-    return [torch.cat(column) for column in zip(*parts)]
+def forward_all(model, batch):
+    columns = [torch.zeros(batch["idx"].shape, dtype=batch["rewards"].dtype, device=batch["idx"].device) for _ in range(3)]
+    for rows, part in split(batch):
+        for column, x in zip(columns, forward(model, part)):
+            column[rows, :x.size(1)] = x
+    return columns
 
 
-def split(batch, size):
-    return (dict(zip(batch, part)) for part in zip(*(tensor.split(size) for tensor in batch.values())))
+def split(batch, size=256):
+    """(rows, what the batch holds of them) for a few rows at a time, of like length and without the padding behind them."""
+    lengths = batch["action"].flip(1).int().argmax(1).neg() + batch["action"].size(1)       # (B,)
+    for rows in lengths.argsort(stable=True).split(size):
+        yield rows, {key: tensor[rows, :lengths[rows].max()] if tensor.dim() == 2 else tensor[rows] for key, tensor in batch.items()}
 
 
 LEARNT = ["approx_kl", "clipfrac", "entropy", "value_loss", "grad_norm", "explained_variance"]     # what learn measures
@@ -159,13 +180,12 @@ LEARNT = ["approx_kl", "clipfrac", "entropy", "value_loss", "grad_norm", "explai
 
 def learn(model, reference, optimizers, batch, demos, args, lr, seed):
     """All optimizer steps on one batch of rollouts; returns the metrics of the last pass over it. Adds columns to batch."""
-    micro_batch = 256                                                   # rows in memory at once; does not change the result
     if args.algo == "ppo":                  # the ratio must not see how the sampler rounds
-        batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch, micro_batch)
+        batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     old_values = batch["old_values"].sigmoid()
     batch["advantages"] = get_advantages(args.algo, batch["rewards"], old_values, batch["action"], args.samples, args.lam, args.pass_k)
     if reference:
-        batch["ref_logprobs"] = forward_all(reference, batch, micro_batch)[0]
+        batch["ref_logprobs"] = forward_all(reference, batch)[0]
     epochs, minibatches = (args.epochs, args.minibatches) if args.algo == "ppo" else (1, 1)
     B = len(batch["idx"])
     for epoch in range(epochs):
@@ -176,7 +196,7 @@ def learn(model, reference, optimizers, batch, demos, args, lr, seed):
             # The sum over tokens is divided by the tokens of all completions, not of each: otherwise tokens of
             # long completions would count less, and wrong answers would pay for being long (Dr. GRPO).
             n_tokens = minibatch["action"].sum()
-            for part in split(minibatch, micro_batch):
+            for _, part in split(minibatch):                            # does not change the result
                 logprobs, entropy, values = forward(model, part)
                 loss = policy_loss(args.algo, logprobs, part["old_logprobs"], part["advantages"], args.clip)
                 labels = part["rewards"][:, None].expand_as(values)
@@ -194,7 +214,7 @@ def learn(model, reference, optimizers, batch, demos, args, lr, seed):
                         totals[key] += (per_token * part["action"]).sum().item() / batch["action"].sum().item()
             if args.sft_coef:
                 # To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
-                for part in split(demos, micro_batch):
+                for _, part in split(demos):
                     logprobs, _, _ = forward(model, part)
                     (-args.sft_coef * logprobs * part["action"]).sum().div(demos["action"].sum()).backward()
             totals["grad_norm"] = optimizer_step(model, optimizers, lr)
@@ -213,7 +233,7 @@ def main():
         model, checkpoint = load_checkpoint(source, device, needs)
         trained = checkpoint["flags"]
         if args.resume:
-            args.__dict__.update(trained, out=args.out, device=args.device, resume=True)
+            args.__dict__.update(trained, out=args.out, device=args.device, profile=args.profile, resume=True)
         args.task, args.level = choose_task(args, trained)
         if args.samples < 2:
             raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
@@ -241,10 +261,11 @@ def main():
         if table:
             save_table(os.path.join(args.out, "rl.csv"), table)
 
-    ctrl_c = catch_ctrl_c()
+    ctrl_c, seconds = catch_ctrl_c(), Counter()
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.algo, mininterval=1)
     for step in bar:
-        batch, demos = rollout(model, args, step, device)
+        started = time.perf_counter()
+        batch, demos = rollout(model, args, step, device, seconds)
         rewards, n_new = batch["rewards"], batch["action"].sum().item()
         groups = rewards.view(-1, args.samples)
         mixed = groups.min(1).values < groups.max(1).values             # (prompts,)
@@ -254,7 +275,8 @@ def main():
         if mixed.any():
             kept = {key: tensor[mixed.repeat_interleave(args.samples)] for key, tensor in batch.items()}
             lr = args.lr * min(1.0, (step + 1) / args.warmup) * (1 - step / args.steps)
-            metrics |= learn(model, reference, optimizers, kept, demos, args, lr, seed=1_000_000 * args.seed + 1_000 * step)
+            with clock(seconds, "learning"):
+                metrics |= learn(model, reference, optimizers, kept, demos, args, lr, seed=1_000_000 * args.seed + 1_000 * step)
             n_learnt = (kept["idx"] != PAD).sum().item()
             n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef else 0
         n_read = (batch["action"].int().argmax(1) + 1)[::args.samples].sum().item()     # prompts, once for all their samples
@@ -263,6 +285,7 @@ def main():
         tokens += n_new + n_demo
         flops += flops_per_token(model.config, batch["idx"].size(1) / 2) * (
             n_read + n_new + n_old + 3 * (epochs * n_learnt + n_steps * n_demo))        # to learn is forward, and twice backward
+        seconds["all"] += time.perf_counter() - started
         bar.set_postfix({key: f"{metrics.get(key, 0):.3f}" for key in ("reward", "mixed", "entropy")}, refresh=False)
         done = step + 1
         if done % args.log_every == 0 or done == args.steps:
@@ -277,6 +300,10 @@ def main():
             save(done)
             print(f"stopped at step {done}; go on with: python train_rl.py --resume --out {args.out}")
             raise SystemExit(130)
+    if args.profile and args.steps > start:
+        n_steps = args.steps - start
+        print("a step took " + ", ".join(f"{1000 * t / n_steps:.0f} ms {name} ({100 * t / seconds['all']:.0f} %)" for name, t in seconds.most_common())
+              + f": {n_steps * args.prompts * args.samples / seconds['all']:.0f} rollouts a second")
     print(f"wrote {args.out}/rl.pt and {args.out}/rl.csv")
 
 

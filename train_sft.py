@@ -35,7 +35,7 @@ def parse_args():
     # the model
     parser.shared("--depth", "--init")
     # the optimisation
-    parser.add_argument("--steps", type=positive, default=5500, help="optimizer steps (default 5500)")
+    parser.add_argument("--steps", type=positive, default=6800, help="optimizer steps (default 6800)")
     parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
     parser.add_argument("--lr", type=between(0, math.inf), default=3e-3, help="peak learning rate (default 3e-3)")
     parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")

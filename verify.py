@@ -170,6 +170,11 @@ def solve(problem, rng):
 # ------------------------------------------------------------------------------------------------------------------
 # Countdown: every path, by brute force
 
+@lru_cache
+def _pairs(n):
+    return list(combinations(range(n), 2))
+
+
 def expand_pairs(states):
     """
     One step for each pair of numbers and each operator: states (n, M) -> children (n - 1, K, M), legal (K, M), where
@@ -177,7 +182,7 @@ def expand_pairs(states):
     M states lie side by side, so that numpy's loops are long.
     """
     n, M = states.shape
-    pairs = list(combinations(range(n), 2))
+    pairs = _pairs(n)
     children = np.empty((n - 1, len(pairs), 4, M))                              # float64 is exact far beyond MAX_VALUE
     for p, (i, j) in enumerate(pairs):
         a, b = np.maximum(states[i], states[j]), np.minimum(states[i], states[j])       # (M,)
@@ -220,7 +225,7 @@ def _step(numbers, i, j, op):
 
 def legal_steps(numbers):
     """All (line, numbers left) that can come next in countdown, none twice; of a+b and b+a, and so on, only the larger first."""
-    steps = (_step(numbers, i, j, op) for i, j in combinations(range(len(numbers)), 2) for op in "+-*/")
+    steps = (_step(numbers, i, j, op) for i, j in _pairs(len(numbers)) for op in "+-*/")
     return list(dict(step for step in steps if step).items())
 
 
@@ -238,35 +243,43 @@ def _write_path(numbers, path):
     """The completion that takes the path with this leaf index; the first step is its lowest digit."""
     lines = []
     while len(numbers) > 1:
-        pairs = list(combinations(range(len(numbers)), 2))
+        pairs = _pairs(len(numbers))
         path, choice = divmod(path, 4 * len(pairs))
         line, numbers = _step(numbers, *pairs[choice // 4], "+-*/"[choice % 4])
         lines.append(line)
     return "".join(lines)
 
 
+def _multiplies(paths, n):
+    """Which of these leaf indices (M,) of n numbers multiply or divide on their way: (M,) of bool."""
+    found = np.zeros(len(paths), dtype=bool)
+    for left in range(n, 1, -1):
+        paths, choice = np.divmod(paths, 2 * left * (left - 1))
+        found |= choice % 4 >= 2            # the operators are +-*/
+    return found
+
+
 def _make_countdown(level, n, rng, split, targets, hard):
     """Target first, then numbers until it can be reached (Gandhi et al. 2024, Stream of Search, section 3.1)."""
     wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
     problems, solutions, open_rows, draws = [None] * n, [None] * n, np.arange(n), 0
-    n_rows, n_draws = {2: (64, 64), 3: (32, 16), 4: (16, 2), 5: (4, 1), 6: (1, 1)}[level]    # at once: so that they fit the cache
+    width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]                         # draws at once: so that they fit the cache
     while len(open_rows):
-        rows = np.repeat(open_rows[:n_rows], n_draws)                           # the fewer are solvable, the more draws for a row
-        numbers = rng.integers(1, 100, (len(rows), level))
-        hits = find_hits(numbers, wanted[rows])                                 # (L, rows)
+        rows = np.resize(open_rows, width)                                      # the fewer are open, the more draws for each
+        numbers = rng.integers(1, 100, (width, level))
+        hits = find_hits(numbers, wanted[rows])                                 # (L, width)
         paths = hits.argmax(0)              # the first path, not a random one: fewer ways to be right are learnt faster
-        for k in np.flatnonzero(hits.any(0)):
+        gives_up = rng.random(width) < 0.02                             # with 2 numbers, some targets are sums only
+        good = hits.any(0) & ((rows >= hard * n) | _multiplies(paths, level) | gives_up)
+        for k in np.flatnonzero(good):
             row, drawn = rows[k], tuple(numbers[k].tolist())
-            prompt = f"{' '.join(map(str, drawn))}>{wanted[row]}\n"
-            problem = Problem("countdown", prompt, drawn, int(wanted[row]))
-            if problems[row] is None and split_of(problem) == split:
-                solution = _write_path(drawn, int(paths[k]))
-                gives_up = rng.random() < 0.02                          # with 2 numbers, some targets are sums only
-                if row >= hard * n or "*" in solution or "/" in solution or gives_up:
-                    problems[row], solutions[row] = problem, solution
-        still_open = [row for row in rows[::n_draws] if problems[row] is None]
-        open_rows = np.concatenate([still_open, open_rows[len(rows) // n_draws:]]).astype(int)
-        draws += len(rows)
+            if problems[row] is None:
+                prompt = f"{' '.join(map(str, drawn))}>{wanted[row]}\n"
+                problem = Problem("countdown", prompt, drawn, int(wanted[row]))
+                if split_of(problem) == split:
+                    problems[row], solutions[row] = problem, _write_path(drawn, int(paths[k]))
+        open_rows = np.array([row for row in open_rows if problems[row] is None])
+        draws += width
         if draws > 100_000 * (n + 10):
             raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[open_rows[0]]}")
     return problems, solutions

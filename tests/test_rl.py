@@ -1,12 +1,13 @@
 """What the algorithms compute, against the formulas written out: advantages, GAE, the clipped loss, the rollouts' bookkeeping."""
 import argparse
+from collections import Counter
 
 import pytest
 import torch
 
 import train_rl
 from model import GPT, GPTConfig, make_optimizers
-from train_rl import forward, get_advantages, policy_loss, rollout
+from train_rl import forward, forward_all, get_advantages, policy_loss, rollout, split
 from train_sft import make_batch
 from verify import EOS, PAD, decode, make_judge, make_problems, parse_problem, verify
 
@@ -76,7 +77,7 @@ def test_ppo_clips_only_what_goes_too_far():
 
 def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
-    batch, demos = rollout(model, ARGS, 3, torch.device("cpu"))
+    batch, demos = rollout(model, ARGS, 3, torch.device("cpu"), Counter())
     assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
     for idx, nxt, action, reward in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
         assert idx[1:].tolist() == nxt[:-1].tolist()
@@ -93,14 +94,27 @@ def test_rollout_rows_are_prompt_completion_padding():
 
 def test_rollout_keeps_log_probs_and_values_where_the_learner_has_them():
     model = random_model()
-    batch, _ = rollout(model, ARGS, 5, torch.device("cpu"))
+    batch, _ = rollout(model, ARGS, 5, torch.device("cpu"), Counter())
     logprobs, _, values = forward(model, batch)
     torch.testing.assert_close(batch["old_logprobs"], logprobs.detach() * batch["action"], rtol=0, atol=1e-10)
     torch.testing.assert_close(batch["old_values"], values.detach() * batch["action"], rtol=0, atol=1e-10)
 
 
+def test_a_few_rows_at_a_time_are_the_whole_batch():
+    model = random_model()
+    batch, _ = rollout(model, ARGS, 7, torch.device("cpu"), Counter())
+    seen, widths = [], []
+    for rows, part in split(batch, 5):
+        seen += rows.tolist()
+        widths.append(part["idx"].size(1))
+        assert part["action"].any(0)[-1] and part["action"].sum() == batch["action"][rows].sum()       # cut, but not too short
+    assert sorted(seen) == list(range(len(batch["idx"]))) and widths == sorted(widths) and widths[0] < widths[-1]
+    for column, whole in zip(forward_all(model, batch), forward(model, batch)):
+        torch.testing.assert_close(column[batch["action"]], whole[batch["action"]].detach(), rtol=0, atol=1e-10)
+
+
 def test_same_seed_same_rollout():
-    one, same, other = (rollout(random_model(), ARGS, step, torch.device("cpu"))[0]["idx"] for step in (1, 1, 2))
+    one, same, other = (rollout(random_model(), ARGS, step, torch.device("cpu"), Counter())[0]["idx"] for step in (1, 1, 2))
     assert torch.equal(one, same) and (one.shape != other.shape or not torch.equal(one, other))
 
 

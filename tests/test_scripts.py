@@ -62,6 +62,18 @@ def test_rl_runs_and_logs(out, tmp_path, algo):
     assert float(rows[0]["tokens"]) > float(table(out / "sft.csv")[-1]["tokens"])   # the parent's are included
 
 
+def test_rl_profile(out, tmp_path):
+    done = run("train_rl.py", "--init", out / "sft.pt", *TINY_RL, "--profile", "--out", tmp_path)
+    line, = [line for line in done.stdout.splitlines() if line.startswith("a step took")]
+    assert all(name in line for name in ("sampling (", "verifying (", "learning (", "rollouts a second"))
+
+
+def test_sampling_benchmark():
+    done = run("sample.py", "--batch-sizes", 2, 5, "--depths", 1, 2, "--new-tokens", 4, "--repeats", 1, "--compare", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tokens/s") == 4 == done.stdout.count("no cache") and "peak memory" in done.stdout
+
+
 def test_search_and_plot(out, tmp_path):
     done = run("search.py", "--init", out / "sft.pt", "--n-problems", 20, "--budgets", 30, 60, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -168,6 +180,8 @@ WRONG = {
     "baseline on expression": ("search.py", ["--init", "OUT/sft.pt", "--task", "expression", "--methods", "enumeration"], "--methods"),
     "budget of zero": ("search.py", ["--init", "OUT/sft.pt", "--budgets", "0"], "--budgets"),
     "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
+    "an empty batch": ("sample.py", ["--batch-sizes", "0"], "--batch-sizes"),
+    "too long to read": ("sample.py", ["--new-tokens", "5000"], "--new-tokens"),
 }
 
 
@@ -186,7 +200,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(out, tmp_path, case):
     (tmp_path / "empty").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     flags = [flag.replace("TMP", str(tmp_path)).replace("OUT", str(out)) for flag in flags]
-    if "--out" not in flags and script != "plot.py":
+    if "--out" not in flags and script not in ("plot.py", "sample.py"):
         flags += ["--out", str(tmp_path / "empty")]
     done = run(script, *flags)
     assert done.returncode == 2, done.stdout + done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from search import METHODS, MIN_LOGPROB, Node, Search, backup, expand, mcts, sample_n, select, sigmoid, wilson
+from search import METHODS, MIN_LOGPROB, Node, backup, expand, mcts_searches, sample_n, select, sigmoid, start, wilson
 from verify import EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, test_problems, verify
 
 
@@ -64,8 +64,8 @@ def encode_any(text):
 
 def test_every_expansion_is_a_new_step_and_the_likeliest_first(model, monkeypatch):
     monkeypatch.setattr("search.MIN_LOGPROB", -np.inf)
-    search = Search(parse_problem("9 3 5 2>24"), 10_000, "value")
-    first = expand(model, [search], [search.root])[0]
+    store, (search,) = start(model, [parse_problem("9 3 5 2>24")], 10_000, "value")
+    first = expand(model, store, [search], [search.root])[0]
     ids = list(search.prompt)
     while ids[-1] not in (NEWLINE, EOS) or len(ids) == len(search.prompt):
         ids.append(model(torch.tensor([ids]))[0][0, -1].argmax().item())
@@ -73,7 +73,7 @@ def test_every_expansion_is_a_new_step_and_the_likeliest_first(model, monkeypatc
     for _ in range(40):
         if search.root.closed:              # the policy would end at once
             break
-        expand(model, [search], [search.root])
+        expand(model, store, [search], [search.root])
     children = search.root.children
     assert len(children) > 5 and len({tuple(child.ids) for child in children}) == len(children)
     for child in children:                                              # prior and value are the model's, to the last token
@@ -87,19 +87,19 @@ def test_every_expansion_is_a_new_step_and_the_likeliest_first(model, monkeypatc
 
 def test_what_the_policy_finds_absurd_is_not_tried(model):
     """Else a search whose value head errs goes on for ever below a step that cannot be finished, at a prior of 0.00."""
-    search, n_children = Search(parse_problem("9 3 5 2>24"), 10_000, "value"), 0
+    (store, (search,)), n_children = start(model, [parse_problem("9 3 5 2>24")], 10_000, "value"), 0
     while search.root.branches and not search.root.closed:
-        assert all(logprob > MIN_LOGPROB for logprob, begin in search.root.branches)
-        child, = expand(model, [search], [search.root])
+        assert all(logprob > MIN_LOGPROB for logprob, begin, slots in search.root.branches)
+        child, = expand(model, store, [search], [search.root])
         n_children += child is not None
     assert 1 < n_children < 100
 
 
 def test_shared_beginnings_are_paid_for_once(model, monkeypatch):
     monkeypatch.setattr("search.MIN_LOGPROB", -np.inf)
-    search = Search(parse_problem("9 3 5 2>24"), 10_000, "value")
+    store, (search,) = start(model, [parse_problem("9 3 5 2>24")], 10_000, "value")
     for _ in range(10):
-        expand(model, [search], [search.root])
+        expand(model, store, [search], [search.root])
     written = {tuple(child.ids[:n]) for child in search.root.children for n in range(len(search.prompt) + 1, len(child.ids) + 1)}
     assert search.spent >= len(written) and search.spent < sum(len(child.ids) - len(search.prompt) for child in search.root.children)
 
@@ -115,10 +115,10 @@ def test_puct_by_hand():
     assert select(root, 1.0) is b
     assert select(root, 0.0) is b                                               # Q alone
     assert select(root, 4.0) is b                                               # 1.0 + ... = 1.8 against 0.5 + 1.03
-    root.branches = [(np.log(0.4), [7]), (np.log(0.15), [8])]                   # a new child: 0 + 0.4 * 3 / 1 = 1.2
+    root.branches = [(np.log(0.4), [7], []), (np.log(0.15), [8], [])]                   # a new child: 0 + 0.4 * 3 / 1 = 1.2
     assert select(root, 1.0) is root
     b.closed = True
-    root.branches = [(np.log(0.2), [7])]                                        # 0.6 against a's 0.757
+    root.branches = [(np.log(0.2), [7], [])]                                        # 0.6 against a's 0.757
     assert select(root, 1.0) is a
 
 
@@ -130,7 +130,7 @@ def test_backup_adds_on_the_way_up_and_closes_what_is_exhausted():
     backup(leaf, 0.25)
     assert [(node.visits, node.total) for node in (leaf, child, root)] == [(1, 0.25)] * 3
     assert child.closed and root.closed
-    open_root = Node([], branches=[(0.0, [])])
+    open_root = Node([], branches=[(0.0, [], [])])
     other = Node([1], parent=open_root, branches=[], closed=True)
     open_root.children = [other]
     backup(other, 1.0)
@@ -139,8 +139,7 @@ def test_backup_adds_on_the_way_up_and_closes_what_is_exhausted():
 
 def test_mcts_visits_add_up(model):
     problems = test_problems("countdown", 3, 4)
-    searches = [Search(problem, 120, "value") for problem in problems]
-    mcts(model, problems, 120, "value", searches=searches)
+    searches = mcts_searches(model, problems, 120, "value", 1.0)
 
     def check(node):
         assert sum(child.visits for child in node.children) <= node.visits
