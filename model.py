@@ -122,8 +122,7 @@ class MLP(nn.Module):
         self.proj = Linear(4 * config.n_embd, config.n_embd, scale=0.0)
 
     def forward(self, x):
-        x = F.relu(self.fc(x))
-        return self.proj(x * x)
+        return self.proj(F.relu(self.fc(x)).square())
 
 
 class Block(nn.Module):
@@ -341,7 +340,7 @@ def between(low, high):
     return parse
 
 
-def seed(text):
+def count(text):
     """An argparse type: an integer from 0."""
     return positive(text) if text != "0" else 0
 
@@ -353,7 +352,7 @@ SHARED_FLAGS = {
     "--init": dict(metavar="FILE", help="checkpoint to start from"),
     "--out": dict(default="out", metavar="DIR", help="folder for what is written (default out)"),
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (default: cuda if there is one)"),
-    "--seed": dict(type=seed, default=0, help="same seed, same result on the same machine (default 0)"),
+    "--seed": dict(type=count, default=0, help="same seed, same result on the same machine (default 0)"),
 }
 
 

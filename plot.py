@@ -98,6 +98,8 @@ def main():
     parser.add_argument("--out", metavar="FILE", help="the picture (default: scaling.png in the first folder)")
     args = parser.parse_args()
     path = args.out or os.path.join(args.folders[0], "scaling.png")
+    if os.path.isdir(path):
+        fail(f"--out {path} is a folder: name a file in it")
     try:
         missing = [name for name in ("sft.csv", "search.csv") if not read(args.folders, name)]
         if missing:

@@ -1,7 +1,7 @@
 """
 Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
 
-    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7.5 min on two CPU cores)
+    python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. What is hard in a
 countdown solution is to plan its first step; the rest is soon mastered, and most batches leave it out. In the second half the
@@ -13,13 +13,14 @@ the weights and the optimizers.
 """
 import math
 import os
+import signal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers,
+from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, count, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
 from verify import (EOS, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, random_lines, test_problems,
@@ -52,9 +53,35 @@ def parse_args():
     parser.add_argument("--log-every", type=positive, default=1000, help="steps between rows of sft.csv (default 1000)")
     parser.add_argument("--log-problems", type=positive, default=500, help="test problems for these rows (default 500)")
     parser.add_argument("--test-problems", type=positive, default=1000, help="test problems at the end (default 1000)")
+    parser.add_argument("--workers", type=count, help="processes that make problems ahead; changes no result (default 0 on a CPU, which has "
+                        "no core to spare, 8 with CUDA)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the flags it was started with")
     parser.shared("--out", "--device", "--seed")
     return parser, parser.parse_args()
+
+
+class Batches(torch.utils.data.Dataset):
+    """What the steps learn from: fresh problems with a worked solution each, and the generator that drew them."""
+
+    def __init__(self, args, start):
+        self.args, self.start = args, start
+
+    def __len__(self):
+        return self.args.steps - self.start
+
+    def __getitem__(self, i):
+        args, step = self.args, self.start + i
+        rng = np.random.default_rng([args.seed, step])
+        hard = args.hard * min(1.0, 2 - 2 * step / args.steps)          # to the natural share in the second half
+        return *make_problems(args.task, args.level, args.batch_size, rng, hard=hard), rng
+
+    def load(self, n_workers):
+        """All in order. Ctrl-C is for the main process to hear."""
+        return torch.utils.data.DataLoader(self, batch_size=None, num_workers=n_workers, collate_fn=tuple, worker_init_fn=deaf)
+
+
+def deaf(worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_batch(prompts, completions, device):
@@ -106,7 +133,7 @@ def main():
         if args.resume:
             model, checkpoint = load_checkpoint(os.path.join(args.out, "sft.pt"), device,
                                                 needs=("flags", "step", "tokens", "flops", "table", "optimizers"))
-            args.__dict__.update(checkpoint["flags"], out=args.out, device=args.device, resume=True)
+            args.__dict__.update(checkpoint["flags"], out=args.out, device=args.device, workers=args.workers, resume=True)
         elif args.init:
             model, parent = load_checkpoint(args.init, device, needs=("flags", "tokens", "flops"))
             tokens, flops = parent["tokens"], parent["flops"]
@@ -128,6 +155,7 @@ def main():
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
         start, tokens, flops, table = (checkpoint[key] for key in ("step", "tokens", "flops", "table"))
+    n_workers = args.workers if args.workers is not None else 8 * (device.type == "cuda")
     prompts = [encode(problem.prompt) for problem in test]
     room = max_tokens(args.task, args.level)
 
@@ -142,11 +170,8 @@ def main():
 
     ctrl_c, shown = catch_ctrl_c(), {}
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc="sft", mininterval=1)
-    for step in bar:
+    for step, (problems, solutions, rng) in zip(bar, Batches(args, start).load(n_workers)):
         # 1. Fresh problems with a worked solution each; now and then, the model's own solutions with their verdicts.
-        rng = np.random.default_rng([args.seed, step])
-        hard = args.hard * min(1.0, 2 - 2 * step / args.steps)          # to the natural share in the second half
-        problems, solutions = make_problems(args.task, args.level, args.batch_size, rng, hard=hard)
         batch_prompts = [encode(problem.prompt) for problem in problems]
         completions = [encode(solution) + [EOS] for solution in solutions]
         if args.task == "countdown" and step > args.begin_only * args.steps and step % 6:

@@ -117,6 +117,15 @@ def test_same_seed_same_run(tmp_path):
     assert tables[0] == tables[1]
 
 
+def test_workers_change_nothing(tmp_path):
+    tables = []
+    for workers in (0, 2):
+        done = run("train_sft.py", "--level", 2, "--depth", 1, "--steps", 12, "--test-problems", 20, "--workers", workers, "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        tables.append((tmp_path / "sft.csv").read_bytes())
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.parametrize("script, flags, checkpoint", [
     ("train_sft.py", ["--level", "2", "--depth", "1", "--steps", "400", "--test-problems", "20"], "sft.pt"),
     ("train_rl.py", ["--steps", "30", "--prompts", "64", "--samples", "4", "--test-problems", "20"], "rl.pt"),
@@ -180,6 +189,7 @@ WRONG = {
     "baseline on expression": ("search.py", ["--init", "OUT/sft.pt", "--task", "expression", "--methods", "enumeration"], "--methods"),
     "budget of zero": ("search.py", ["--init", "OUT/sft.pt", "--budgets", "0"], "--budgets"),
     "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
+    "a folder for a picture": ("plot.py", ["OUT", "--out", "TMP/empty"], "is a folder"),
     "an empty batch": ("sample.py", ["--batch-sizes", "0"], "--batch-sizes"),
     "too long to read": ("sample.py", ["--new-tokens", "5000"], "--new-tokens"),
 }
