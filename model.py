@@ -422,7 +422,7 @@ def write_whole(path):
 
 def open_folder(folder, *names):
     """Make sure files can be written in a folder, and say which of these names it already holds."""
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(folder or ".", exist_ok=True)
     with write_whole(os.path.join(folder, ".writable")):
         pass
     os.remove(os.path.join(folder, ".writable"))

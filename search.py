@@ -1,9 +1,10 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                                # all methods over a few budgets -> out/search.csv (40 s on two CPU cores)
+    python search.py                                # all methods over a few budgets -> out/search.csv (45 s on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --problems FILE                # your own problems, a prompt a line
+    python search.py --save FILE --methods "mcts (verifier)" --budgets 150      # traces to learn from (train_sft.py --data)
 
 Three generators, and ways to choose among what they found:
 
@@ -12,13 +13,15 @@ Three generators, and ways to choose among what they found:
     mcts       Monte-Carlo tree search over steps: PUCT with the policy as prior, the value head at the leaves
 
 A budget is a ceiling on the tokens generated for a problem, thrown-away ones included. A search sees the prompt only. Who
-chooses is said in brackets: (value), the value head; (verifier), the exact verifier, asked about finished completions only.
-In countdown that is honest, because to check a solution takes no hidden answer; in expression it is not, and is marked so.
+chooses is said in brackets: (value), the value head; (verifier), the exact verifier, asked about finished completions only;
+(rollouts), the verifier, and in place of the value head one sample from each step to its end. In countdown that is honest,
+because to check a solution takes no hidden answer; in expression it is not, and is marked so.
 
 Deviations from AlphaZero (Silver et al. 2017): a single player, so no sign flips; no noise at the root; a node has too
 many possible steps to list, so an expansion adds one child, the likeliest that is still missing, as long as its beginning has
 a probability of 1 % or more; to end is considered where the policy finds it likeliest only.
 """
+import json
 import math
 import os
 import time
@@ -29,9 +32,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table)
+from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table,
+                   write_whole)
 from sample import Store, generate
-from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, max_tokens, parse_problem, random_lines, state_value,
+from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, make_problems, max_tokens, parse_problem, random_lines, state_value,
                     test_problems, verify)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
@@ -45,6 +49,7 @@ class Result:
     tokens: int                             # all that were generated for it, those thrown away too
     read: int = 0                           # tokens that were read beside: the prompt's, and the last of a step gone on from
     finished: bool = True                   # whether the completion ended in <|eos|>
+    found: list = field(default_factory=list)           # all that ended: (completion, tokens, label of each line or None)
 
 
 def sigmoid(x):
@@ -95,7 +100,8 @@ def pick(results, score):
     if not results:
         return Result("", 0.0, 0, 0, False)
     best = max(results, key=score)
-    return Result(best.completion, score(best), sum(r.tokens for r in results), sum(r.read for r in results), best.finished)
+    return Result(best.completion, score(best), sum(r.tokens for r in results), sum(r.read for r in results), best.finished,
+                  [(r.completion, r.tokens, None) for r in results if r.finished])
 
 
 def greedy(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
@@ -145,6 +151,14 @@ class Node:
     def q(self):
         return self.total / self.visits if self.visits else self.value
 
+    def values_above(self):
+        """The mean value backed up through each line on the way to here."""
+        values, node = [], self.parent
+        while node.parent:
+            values.insert(0, float(node.q))
+            node = node.parent
+        return values
+
     @property
     def score(self):
         """
@@ -167,7 +181,7 @@ class Search:
     def over(self):
         if self.spent + 2 > self.budget or self.root.closed:            # a branch and one more token are the least
             return True
-        if self.scorer == "verifier":
+        if self.scorer in VERIFYING:
             return any(node.value == 1.0 for node in self.finished)
         return max((node.score for node in self.finished), default=-1.0) >= self.bound(self.root)
 
@@ -184,8 +198,13 @@ class Search:
     def result(self):
         if not self.finished:
             return Result("", 0.0, self.spent, self.read, False)
+        found = []
+        for node in self.finished:
+            completion, values = self.completion(node), node.values_above()
+            values += [None] * (completion.count("\n") - len(values))   # a rollout's lines are no nodes
+            found.append((completion, len(node.ids) - len(self.prompt), values))
         best = max(self.finished, key=lambda node: node.score)
-        return Result(self.completion(best), float(best.value), self.spent, self.read)
+        return Result(self.completion(best), float(best.value), self.spent, self.read, True, found)
 
 
 def start(model, problems, budget, scorer):
@@ -237,7 +256,7 @@ def expand(model, store, searches, nodes):
                 child.finished = child.closed = True
                 child.value = last_value                                # of what stood before <|eos|>
                 node.closed = node.closed or len(ids) == 1              # who would rather end here need not go on
-                if search.scorer == "verifier":
+                if search.scorer in VERIFYING:
                     child.value = float(verify(search.problem, search.completion(child)).correct)
                 search.finished.append(child)
             node.children.append(child)
@@ -245,16 +264,42 @@ def expand(model, store, searches, nodes):
     return children
 
 
-def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
+def roll_out(model, store, searches, children, generator):
+    """
+    Instead of the value head: each child's value is whether one sample from it to its end is right. A sample that is right
+    is a solution too. Monte-Carlo rollouts, as in tree search before there were value networks (Coulom 2006).
+    """
+    rows = [(search, child) for search, child in zip(searches, children)
+            if child and not child.finished and search.spent < search.budget]
+    if not rows:
+        return
+    room = max_tokens(searches[0].problem.task, searches[0].problem.level)
+    limits = [min(room, search.budget - search.spent) for search, _ in rows]
+    samples = generate(model, [child.ids for _, child in rows], limits, 1.0, (EOS,), generator, store=store, slots=[child.slots for _, child in rows])
+    for (search, child), new, ended in zip(rows, samples.completions(), samples.finished((EOS,))):
+        search.spent += len(new)
+        search.read += 1
+        end = Node(child.ids + new, value=0.0, parent=child, finished=ended is not None)
+        child.value = end.value = float(end.finished and verify(search.problem, search.completion(end)).correct)
+        if end.value:                       # not part of the tree, but found
+            search.finished.append(end)
+
+
+def depth_one(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
+    """Search of depth one: four candidates for each step, the best goes on, and there is no way back."""
+    return beam(model, problems, budget, scorer, width=1, n_candidates=4)
+
+
+def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0, width=None, n_candidates=None):
     """
     Beam search over steps: each depth turns the beams of a problem into up to 1.5 x width candidates, of which the best
     by score go on. The width is as many solutions as the budget has room for; few cost so much, as they share beginnings.
     """
     store, searches = start(model, problems, budget, scorer)
-    width = max(1, round(budget / max_tokens(problems[0].task, problems[0].level)))
+    width = width or max(1, round(budget / max_tokens(problems[0].task, problems[0].level)))
     beams = [[search.root] for search in searches]
     while any(beams):
-        for turn in range(math.ceil(1.5 * width)):       # a candidate for each problem, from its beams in turn
+        for turn in range(n_candidates or math.ceil(1.5 * width)):       # a candidate for each problem, from its beams in turn
             pairs = []
             for search, nodes in zip(searches, beams):
                 open_nodes = [node for node in nodes if node.branches and not node.closed]
@@ -297,15 +342,18 @@ def backup(node, value):
 
 
 def mcts(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
-    return [search.result() for search in mcts_searches(model, problems, budget, scorer, c_puct)]
+    return [search.result() for search in mcts_searches(model, problems, budget, scorer, generator, c_puct)]
 
 
-def mcts_searches(model, problems, budget, scorer, c_puct):
+def mcts_searches(model, problems, budget, scorer, generator, c_puct):
     """Monte-Carlo tree search over steps, all problems side by side: select, expand, evaluate, backup until the budget is spent."""
     store, searches = start(model, problems, budget, scorer)
     while live := [search for search in searches if not search.over]:
         nodes = [select(search.root, c_puct) for search in live]
-        for node, child in zip(nodes, expand(model, store, live, nodes)):       # expand evaluates too: a child comes with its value
+        children = expand(model, store, live, nodes)                    # expand evaluates too: a child comes with its value
+        if scorer == "rollouts":
+            roll_out(model, store, live, children, generator)
+        for node, child in zip(nodes, children):
             backup(child or node, child.value if child else 0.0)
     return searches
 
@@ -357,13 +405,16 @@ METHODS = {                                 # name: (function, scorer)
     "majority": (majority, "vote"),
     "best-of-n (value)": (best_of_n, "value"),
     "best-of-n (verifier)": (best_of_n, "verifier"),
+    "depth-1 (value)": (depth_one, "value"),
     "beam (value)": (beam, "value"),
     "beam (verifier)": (beam, "verifier"),
     "mcts (value)": (mcts, "value"),
     "mcts (verifier)": (mcts, "verifier"),
+    "mcts (rollouts)": (mcts, "rollouts"),
     "random steps": (random_steps, "verifier"),
     "enumeration": (enumeration, "verifier"),
 }
+VERIFYING = {"verifier", "rollouts"}         # scorers that ask the verifier about finished completions
 WITHOUT_MODEL = {"random steps", "enumeration"}
 
 
@@ -375,7 +426,7 @@ def wilson(k, n, z=1.96):
 
 
 def measure(model, problems, name, budget, args):
-    """One row of the table."""
+    """One row of the table, and the Result of each problem."""
     method, scorer = METHODS[name]
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
     started, results = time.time(), []
@@ -388,10 +439,22 @@ def measure(model, problems, name, budget, args):
     context = len(encode(problems[0].prompt)) + max_tokens(args.task, args.level) / 2
     read = sum(r.read for r in results) / n
     return {"task": args.task, "level": args.level, "checkpoint": args.init, "seed": args.seed, "method": name,
-            "oracle": int(scorer == "verifier" and args.task == "expression"), "budget": budget, "problems": n,
+            "oracle": int(scorer in VERIFYING and args.task == "expression"), "budget": budget, "problems": n,
             "accuracy": correct / n, "ci_low": low, "ci_high": high, "tokens_per_problem": tokens,
             "flops_per_problem": 0 if name in WITHOUT_MODEL else (tokens + read) * flops_per_token(model.config, context),
-            "seconds": round(seconds, 2)}
+            "seconds": round(seconds, 2)}, results
+
+
+def save_traces(path, problems, results, name):
+    """All that a method found, right and wrong, as traces (JSON lines)."""
+    with write_whole(path) as file:
+        for problem, result in zip(problems, results):
+            for completion, tokens, values in result.found:
+                if "<|" in completion:      # a special token amid the text: the language has no way to write it
+                    continue
+                trace = {"prompt": problem.prompt, "completion": completion, "correct": verify(problem, completion).correct,
+                         "tokens": tokens, "method": name} | ({} if values is None else {"values": values})
+                file.write(json.dumps(trace).encode() + b"\n")
 
 
 def print_tree(node, indent=""):
@@ -406,7 +469,7 @@ def print_tree(node, indent=""):
 def ask(model, problem, args):
     """Solve one problem by tree search and show the tree."""
     scorer = "verifier" if problem.task == "countdown" else "value"
-    search, = mcts_searches(model, [problem], args.budgets[-1], scorer, args.c_puct)
+    search, = mcts_searches(model, [problem], args.budgets[-1], scorer, None, args.c_puct)
     result = search.result()
     print(f"{problem.prompt.rstrip()}    N visits, Q mean value backed up, P prior of the policy, V value head\n")
     print_tree(search.root)
@@ -447,6 +510,8 @@ def main():
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, help="test problems (default 1000)")
     parser.add_argument("--problems", metavar="FILE", help="measure on these prompts instead, one a line")
+    parser.add_argument("--save", metavar="FILE", help="search --n-problems fresh training problems, with one method and one budget, and save "
+                        "all solutions that were found, right and wrong, as traces for train_sft.py --data")
     parser.add_argument("--ask", metavar="PROMPT", help='solve one problem and show the tree, as in --ask "25 8 7>24"')
     # the run
     parser.add_argument("--batch-size", type=positive, default=1000, help="problems searched side by side (default 1000)")
@@ -468,25 +533,32 @@ def main():
             problems = read_problems(args.problems)
             for number, problem in enumerate(problems, 1):
                 check_level(problem, args, f"{args.problems}, line {number}: ")
+        elif args.save:
+            problems, _ = make_problems(args.task, args.level, args.n_problems, np.random.default_rng([args.seed, 2]))
         else:
             problems = test_problems(args.task, args.level, args.n_problems)
         methods = args.methods or [name for name in METHODS if args.task == "countdown" or name not in WITHOUT_MODEL]
         if args.task != "countdown" and (useless := WITHOUT_MODEL & set(methods)):
             raise ValueError(f"--methods {', '.join(sorted(useless))}: for countdown only, in expression every legal step is right")
+        if args.save and not len(methods) == len(args.budgets) == 1:
+            raise ValueError("--save takes one of --methods and one of --budgets")
     except ValueError as error:
         parser.error(str(error))
-    open_folder(args.out, "search.csv")
+    open_folder(*(os.path.split(args.save) if args.save else (args.out, "search.csv")))
     print(f"search.py on {device}: {vars(args)}", flush=True)
 
     work = [(name, budget) for name in methods for budget in (args.budgets if name not in ("greedy", "single sample") else args.budgets[:1])]
     table, bar = [], tqdm(work, desc="search")
     for name, budget in bar:
-        row = measure(model, problems, name, budget, args)
+        row, results = measure(model, problems, name, budget, args)
         table.append(row)
-        save_table(os.path.join(args.out, "search.csv"), table)
+        if args.save:
+            save_traces(args.save, problems, results, name)
+        else:
+            save_table(os.path.join(args.out, "search.csv"), table)
         bar.write(f"{name + ' *' * row['oracle']:22} budget {budget:5}  accuracy {100 * row['accuracy']:5.1f}% "
                   f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]  {row['tokens_per_problem']:6.1f} tokens a problem  {row['seconds']:.1f} s")
-    print(f"wrote {args.out}/search.csv")
+    print(f"wrote {args.save or os.path.join(args.out, 'search.csv')}")
 
 
 if __name__ == "__main__":

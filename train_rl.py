@@ -10,6 +10,7 @@ an advantage for each token; (5) one or more optimizer steps on the policy loss,
 
 What differs between the algorithms is in `get_advantages`, in `policy_loss`, and in the number of epochs and minibatches:
 
+    filter      advantage = reward: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022; expert iteration)
     reinforce   advantage = reward - mean reward of the problem's samples; one on-policy step, so no ratio and no clip
     ppo         advantage = GAE over the value head; several steps on the same samples, held by the clipped ratio
 
@@ -37,7 +38,8 @@ from tqdm import tqdm
 from model import (Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
                    optimizer_step, positive, run_script, save_checkpoint, save_table)
 from sample import evaluate, generate
-from verify import EOS, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, test_problems, verify
+from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, parse_problem, state_value,
+                    test_problems, verify)
 
 
 def parse_args():
@@ -45,7 +47,7 @@ def parse_args():
     # the start
     parser.shared("--init", "--task", "--level", task=None)
     # the rollouts
-    parser.add_argument("--algo", default="reinforce", choices=["reinforce", "ppo"], help="default reinforce")
+    parser.add_argument("--algo", default="reinforce", choices=["filter", "reinforce", "ppo"], help="default reinforce")
     parser.add_argument("--steps", type=positive, default=80, help="rollout batches (default 80)")
     parser.add_argument("--prompts", type=positive, default=128, help="problems a step (default 128)")
     parser.add_argument("--samples", type=positive, default=8, help="completions for each problem (default 8)")
@@ -58,6 +60,8 @@ def parse_args():
     parser.add_argument("--entropy-coef", type=between(0, math.inf), default=0.0, help="weight of an entropy bonus (default 0)")
     parser.add_argument("--kl-coef", type=between(0, math.inf), default=0.0, help="weight of the KL divergence to --init (default 0)")
     # PPO only
+    parser.add_argument("--reward", default="outcome", choices=["outcome", "process", "exact-process"], help="ppo: one reward at the end, or one "
+                        "after each line: by how much it changed P(this ends correct), by the value head of --init, or exactly (default outcome)")
     parser.add_argument("--lam", type=between(0, 1), default=0.95, help="ppo: lambda of GAE (default 0.95)")
     parser.add_argument("--clip", type=between(0, 1), default=0.2, help="ppo: the ratio is clipped to 1 +- this (default 0.2)")
     parser.add_argument("--epochs", type=positive, default=2, help="ppo: passes over each batch of rollouts (default 2)")
@@ -72,24 +76,30 @@ def parse_args():
     return parser, parser.parse_args()
 
 
-def get_advantages(algo, rewards, values, mask, group_size, lam, pass_k):
+def get_advantages(algo, rewards, values, mask, group_size, lam, pass_k, progress=None):
     """
     The advantage of each token: rewards (B,), values (B, T) as probabilities, mask (B, T) -> (B, T).
 
     reinforce: A = r - mean of r over the samples of the same problem, the same for every token of a completion, times
     the slope of P(one of pass_k samples is right) = 1 - (1 - mean)^pass_k.
     ppo: A_t = sum_k lam^k delta_{t+k}, delta_t = V_{t+1} - V_t, and r - V_t at the last token (GAE, Schulman et al. 2016,
-    equation 16, discount 1, one reward at the end).
+    equation 16, discount 1, one reward at the end). With process rewards, progress (B, T), A_t = sum_k lam^k progress_{t+k}.
     """
-    if algo == "reinforce":
+    if algo == "filter":
+        # The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are right: to imitate
+        # one's own right answers is a policy gradient without a baseline.
+        advantages = rewards[:, None].expand_as(values)
+    elif algo == "reinforce":
         groups = rewards.view(-1, group_size)
         mean = groups.mean(1, keepdim=True)
         weight = pass_k * (1 - mean) ** (pass_k - 1)
         advantages = (weight * (groups - mean)).view(-1, 1).expand_as(values)
     else:
-        is_last = mask & ~F.pad(mask[:, 1:], (0, 1))                    # (B, T)
-        next_values = F.pad(values[:, 1:], (0, 1)).where(~is_last, rewards[:, None])
-        deltas = next_values - values
+        if progress is None:
+            is_last = mask & ~F.pad(mask[:, 1:], (0, 1))                # (B, T)
+            deltas = F.pad(values[:, 1:], (0, 1)).where(~is_last, rewards[:, None]) - values
+        else:
+            deltas = progress               # measured against what stood before: its own baseline, no critic needed
         advantages, running = torch.zeros_like(values), torch.zeros_like(rewards)
         for t in reversed(range(values.size(1))):
             running = (deltas[:, t] + lam * running) * mask[:, t]
@@ -97,9 +107,39 @@ def get_advantages(algo, rewards, values, mask, group_size, lam, pass_k):
     return advantages * mask
 
 
+def get_progress(batch, potentials):
+    """
+    Process rewards (B, T): for the token that ends a line, the potential P(this ends correct) after the line less that before
+    it; for the last token, the verdict less the potential before. potentials (B, T) are of what has been read up to there.
+
+    They are differences, so that their sum is the verdict less the prompt's potential, however many lines there are: a
+    shaping that leaves the best policy what it was (Ng et al. 1999). Sums of the potentials themselves would pay for lines,
+    right or not. For the same reason they say nothing new to a critic that knows as much: with lambda = 1 all of it cancels but
+    verdict and baseline. So the process model stays as it was in the beginning, and lambda is lower.
+    """
+    idx, action = batch["idx"], batch["action"]
+    column = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
+    before = potentials.gather(1, column.where(idx == NEWLINE, 0).cummax(1).values)     # where the last whole line ended
+    is_last = action & ~F.pad(action[:, 1:], (0, 1))
+    after = F.pad(potentials[:, 1:], (0, 1)).where(~is_last, batch["rewards"][:, None])
+    return (after - before) * (action & ((batch["next"] == NEWLINE) | is_last))
+
+
+def exact_potentials(batch):
+    """state_value of each prefix that ends in a whole line, at its newline: (B, T)."""
+    potentials = torch.zeros_like(batch["old_values"])
+    for row, ids in enumerate(batch["idx"].tolist()):
+        prompt = ids[:ids.index(NEWLINE) + 1]
+        problem = parse_problem(decode(prompt))
+        for t, token in enumerate(ids):
+            if token == NEWLINE:
+                potentials[row, t] = float(state_value(problem, decode(ids[len(prompt):t + 1])))
+    return potentials
+
+
 def policy_loss(algo, logprobs, old_logprobs, advantages, clip):
     """The loss of each token (B, T), to be summed. On policy the ratio is 1, and PPO's gradient is REINFORCE's."""
-    if algo == "reinforce":
+    if algo != "ppo":
         return -advantages * logprobs
     ratio = (logprobs - old_logprobs).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)    # Schulman et al. 2017, eq. 7
@@ -182,10 +222,12 @@ def learn(model, reference, optimizers, batch, demos, args, lr, seed):
     """All optimizer steps on one batch of rollouts; returns the metrics of the last pass over it. Adds columns to batch."""
     if args.algo == "ppo":                  # the ratio must not see how the sampler rounds
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
-    old_values = batch["old_values"].sigmoid()
-    batch["advantages"] = get_advantages(args.algo, batch["rewards"], old_values, batch["action"], args.samples, args.lam, args.pass_k)
+    old_values, progress = batch["old_values"].sigmoid(), None
     if reference:
-        batch["ref_logprobs"] = forward_all(reference, batch)[0]
+        batch["ref_logprobs"], _, potentials = forward_all(reference, batch)
+    if args.reward != "outcome":
+        progress = get_progress(batch, potentials.sigmoid() if args.reward == "process" else exact_potentials(batch))
+    batch["advantages"] = get_advantages(args.algo, batch["rewards"], old_values, batch["action"], args.samples, args.lam, args.pass_k, progress)
     epochs, minibatches = (args.epochs, args.minibatches) if args.algo == "ppo" else (1, 1)
     B = len(batch["idx"])
     for epoch in range(epochs):
@@ -202,7 +244,7 @@ def learn(model, reference, optimizers, batch, demos, args, lr, seed):
                 labels = part["rewards"][:, None].expand_as(values)
                 value_loss = F.binary_cross_entropy_with_logits(values, labels, reduction="none")
                 loss = loss + args.value_coef * value_loss - args.entropy_coef * entropy
-                if reference:                                           # Schulman's k3 estimator, never negative
+                if args.kl_coef:                                        # Schulman's k3 estimator, never negative
                     log_ratio = part["ref_logprobs"] - logprobs
                     loss = loss + args.kl_coef * (log_ratio.exp() - 1 - log_ratio)
                 (loss * part["action"]).sum().div(n_tokens).backward()
@@ -238,7 +280,9 @@ def main():
         if args.samples < 2:
             raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
         test = test_problems(args.task, args.level, args.test_problems)
-        reference = load_checkpoint(args.init or os.path.join(args.out, "sft.pt"), device)[0] if args.kl_coef else None
+        reference = load_checkpoint(args.init or os.path.join(args.out, "sft.pt"), device)[0] if args.kl_coef or args.reward == "process" else None
+        if args.reward != "outcome" and args.algo != "ppo":
+            raise ValueError("--reward is for --algo ppo: the others have one advantage for all tokens of a completion")
     except ValueError as error:
         parser.error(str(error))
     open_folder(args.out, *([] if args.resume else ["rl.pt", "rl.csv"]))
@@ -269,11 +313,12 @@ def main():
         rewards, n_new = batch["rewards"], batch["action"].sum().item()
         groups = rewards.view(-1, args.samples)
         mixed = groups.min(1).values < groups.max(1).values             # (prompts,)
+        useful = groups.max(1).values > 0 if args.algo == "filter" else mixed
         metrics = dict.fromkeys(LEARNT, float("nan")) | {
             "reward": rewards.mean().item(), "mixed": mixed.float().mean().item(), "length": n_new / len(rewards)}
         n_demo, n_learnt = 0, 0                                         # tokens
-        if mixed.any():
-            kept = {key: tensor[mixed.repeat_interleave(args.samples)] for key, tensor in batch.items()}
+        if useful.any():
+            kept = {key: tensor[useful.repeat_interleave(args.samples)] for key, tensor in batch.items()}
             lr = args.lr * min(1.0, (step + 1) / args.warmup) * (1 - step / args.steps)
             with clock(seconds, "learning"):
                 metrics |= learn(model, reference, optimizers, kept, demos, args, lr, seed=1_000_000 * args.seed + 1_000 * step)
@@ -281,7 +326,7 @@ def main():
             n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef else 0
         n_read = (batch["action"].int().argmax(1) + 1)[::args.samples].sum().item()     # prompts, once for all their samples
         epochs, n_steps = (args.epochs, args.epochs * args.minibatches) if args.algo == "ppo" else (1, 1)
-        n_old = n_learnt * ((args.algo == "ppo") + bool(args.kl_coef))  # log-probs of the old policy and of the reference
+        n_old = n_learnt * ((args.algo == "ppo") + bool(reference))  # log-probs of the old policy and of the reference
         tokens += n_new + n_demo
         flops += flops_per_token(model.config, batch["idx"].size(1) / 2) * (
             n_read + n_new + n_old + 3 * (epochs * n_learnt + n_steps * n_demo))        # to learn is forward, and twice backward

@@ -2,6 +2,7 @@
 Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
 
     python train_sft.py                     # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
+    python train_sft.py --init out/rl.pt --data traces.jsonl            # learn from the traces of search.py --save
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. What is hard in a
 countdown solution is to plan its first step; the rest is soon mastered, and most batches leave it out. In the second half the
@@ -14,6 +15,7 @@ the weights and the optimizers.
 import math
 import os
 import signal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,8 +25,8 @@ from tqdm import tqdm
 from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, count, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
 from sample import evaluate, generate
-from verify import (EOS, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, random_lines, test_problems,
-                    verify)
+from verify import (EOS, PAD, choose_task, decode, encode, imitated_lines, make_judge, make_problems, max_tokens, random_lines,
+                    read_traces, test_problems, verify)
 
 COMMA, = encode(",")
 
@@ -35,10 +37,13 @@ def parse_args():
     parser.shared("--task", "--level", task=None)
     # the model
     parser.shared("--depth", "--init")
+    # what to learn from
+    parser.add_argument("--data", metavar="FILE", help="traces to learn from instead of fresh worked solutions: right ones are imitated, all of "
+                        "them fit the value head; needs --init")
     # the optimisation
-    parser.add_argument("--steps", type=positive, default=6800, help="optimizer steps (default 6800)")
+    parser.add_argument("--steps", type=positive, help="optimizer steps (default 6800; with --data as many as show each trace once)")
     parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
-    parser.add_argument("--lr", type=between(0, math.inf), default=3e-3, help="peak learning rate (default 3e-3)")
+    parser.add_argument("--lr", type=between(0, math.inf), help="peak learning rate (default 3e-3, with --data 1e-3)")
     parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")
     parser.add_argument("--decay", type=between(1e-9, 1), default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
     parser.add_argument("--hard", type=between(0, 1), default=0.3, help="share of problems that must multiply or divide, falling to 0 in the "
@@ -72,6 +77,8 @@ class Batches(torch.utils.data.Dataset):
     def __getitem__(self, i):
         args, step = self.args, self.start + i
         rng = np.random.default_rng([args.seed, step])
+        if args.data:
+            return [], [], rng
         hard = args.hard * min(1.0, 2 - 2 * step / args.steps)          # to the natural share in the second half
         return *make_problems(args.task, args.level, args.batch_size, rng, hard=hard), rng
 
@@ -84,24 +91,58 @@ def deaf(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def make_batch(prompts, completions, device):
+@dataclass
+class Example:
+    prompt: list                            # token ids
+    completion: list                        # token ids, <|eos|> included where it ended
+    imitate: list                           # of bool, for each token of the completion
+    labels: list                            # P(this ends correct) of what stands before each of these tokens, nan where unknown
+
+
+def worked(problem, solution, begin_only):
+    """A worked solution to imitate, all of it or up to its first result."""
+    ids = encode(solution) + [EOS]
+    ids = ids[:ids.index(COMMA) + 1] if begin_only else ids
+    return Example(encode(problem.prompt), ids, [True] * len(ids), [math.nan] * len(ids))
+
+
+def from_trace(trace):
     """
-    Lists of token ids -> idx (B, T), targets (B, T): what follows each token of the completion's, -1 (ignored) elsewhere.
+    A trace: the lines worth imitating are imitated, <|eos|> after a correct one. The value head learns the labels of its
+    lines, or without these the verdict, everywhere.
     """
-    T = max(len(p) + len(c) for p, c in zip(prompts, completions)) - 1
-    idx, targets = np.full((len(prompts), T), PAD), np.full((len(prompts), T), -1)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        end = len(prompt) + len(completion) - 1                         # the last token is a target only
-        idx[row, :end] = (prompt + completion)[:-1]
-        targets[row, len(prompt) - 1:end] = completion
-    return torch.from_numpy(idx).to(device), torch.from_numpy(targets).to(device)
+    lines, correct = trace["completion"].splitlines(keepends=True), trace["correct"]
+    ids, imitate, labels = [], [], [float(correct)] * (len(encode(trace["completion"])) + 1)
+    if trace.get("values"):
+        labels = [math.nan] * len(labels)
+    for number, (line, imitated) in enumerate(zip(lines, imitated_lines(trace["completion"], correct) + [False])):     # one may be cut off
+        ids += encode(line)
+        imitate += [imitated] * len(encode(line))
+        if trace.get("values") and line.endswith("\n") and trace["values"][number] is not None:
+            labels[len(ids)] = trace["values"][number]                  # of what stands when the line has ended
+    return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
+
+
+def make_batch(examples, device):
+    """
+    idx (B, T); targets (B, T), what follows each token where that is to be imitated, -1 (ignored) elsewhere; labels (B, T)
+    for the value head, nan where there is none.
+    """
+    T = max(len(example.prompt) + len(example.completion) for example in examples) - 1
+    idx, targets, labels = np.full((len(examples), T), PAD), np.full((len(examples), T), -1), np.full((len(examples), T), np.nan, np.float32)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt) - 1, len(example.prompt) + len(example.completion) - 1    # the last token is a target only
+        idx[row, :end] = (example.prompt + example.completion)[:-1]
+        targets[row, start:end] = np.where(example.imitate, example.completion, -1)
+        labels[row, start:end] = example.labels
+    return tuple(torch.from_numpy(column).to(device) for column in (idx, targets, labels))
 
 
 def sample_own(model, problems, room, rng):
     """
     Two completions of the model's own for each problem, of which one starts behind random legal steps: a value head that
-    only ever saw what the policy likes to write could not tell a search what to think of the rest. Returns what they
-    started from, the completions with <|eos|> where it came, and the verdicts.
+    only ever saw what the policy likes to write could not tell a search what to think of the rest. Nothing of them is
+    imitated; their verdicts are the labels.
     """
     begun = [[]] * len(problems) + [encode(random_start(problem, rng)) for problem in problems]
     problems = problems * 2
@@ -110,7 +151,8 @@ def sample_own(model, problems, room, rng):
     samples = generate(model, starts, room, stop_tokens=(EOS,), generator=generator)
     judge = make_judge(problems)
     verdicts = [judge(i, None if ids is None else lines + ids) for i, (lines, ids) in enumerate(zip(begun, samples.finished((EOS,))))]
-    return starts, samples.completions(), verdicts
+    return [Example(start, ids, [False] * len(ids), [float(verdict)] * len(ids))
+            for start, ids, verdict in zip(starts, samples.completions(), verdicts)]
 
 
 def random_start(problem, rng):
@@ -144,6 +186,11 @@ def main():
             torch.manual_seed(args.seed)
             model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
         args.task, args.level = choose_task(args, trained)
+        if args.data and not (args.init or args.resume):
+            raise ValueError("--data needs a model to start from: --init")
+        traces = read_traces(args.data) if args.data else []
+        args.steps = args.steps or (-(-len(traces) // args.batch_size) if args.data else 6800)
+        args.lr = args.lr if args.lr is not None else 1e-3 if args.data else 3e-3
         test = test_problems(args.task, args.level, args.test_problems)
     except ValueError as error:
         parser.error(str(error))
@@ -156,6 +203,7 @@ def main():
             optimizer.load_state_dict(state)
         start, tokens, flops, table = (checkpoint[key] for key in ("step", "tokens", "flops", "table"))
     n_workers = args.workers if args.workers is not None else 8 * (device.type == "cuda")
+    order = np.random.default_rng(args.seed).permutation(len(traces))
     prompts = [encode(problem.prompt) for problem in test]
     room = max_tokens(args.task, args.level)
 
@@ -171,34 +219,31 @@ def main():
     ctrl_c, shown = catch_ctrl_c(), {}
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, desc="sft", mininterval=1)
     for step, (problems, solutions, rng) in zip(bar, Batches(args, start).load(n_workers)):
-        # 1. Fresh problems with a worked solution each; now and then, the model's own solutions with their verdicts.
-        batch_prompts = [encode(problem.prompt) for problem in problems]
-        completions = [encode(solution) + [EOS] for solution in solutions]
-        if args.task == "countdown" and step > args.begin_only * args.steps and step % 6:
-            completions = [ids[:ids.index(COMMA) + 1] for ids in completions]
-        verdicts = []
-        if step >= args.steps / 2 and step % args.value_every == 0:
-            starts, own, verdicts = sample_own(model, problems, room, rng)
-            flops += sum(map(len, starts + own)) * flops_per_token(model.config, room)
-            batch_prompts += starts
-            completions += own
-        # 2. One forward pass over both.
-        idx, targets = make_batch(batch_prompts, completions, device)
+        # 1. What to learn from: traces, or fresh problems with a worked solution; now and then, the model's own solutions.
+        if args.data:
+            examples = [from_trace(traces[i]) for i in order.take(range(step * args.batch_size, (step + 1) * args.batch_size), mode="wrap")]
+        else:
+            begin_only = args.task == "countdown" and step > args.begin_only * args.steps and step % 6
+            examples = [worked(problem, solution, begin_only) for problem, solution in zip(problems, solutions)]
+        if problems and step >= args.steps / 2 and step % args.value_every == 0:
+            own = sample_own(model, problems, room, rng)
+            examples += own
+            flops += sum(len(example.prompt + example.completion) for example in own) * flops_per_token(model.config, room)
+        # 2. One forward pass over all of it.
+        idx, targets, labels = make_batch(examples, device)
         logits, values = model(idx)                                     # (B, T, V), (B, T)
-        n = len(problems)
-        loss = F.cross_entropy(logits[:n].flatten(0, 1), targets[:n].flatten(), ignore_index=-1)
+        n_imitated, labelled = (targets >= 0).sum().item(), ~labels.isnan()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum") / max(1, n_imitated)
         shown |= {"loss": f"{loss.item():.3f}"}
-        if verdicts:
-            labels = torch.tensor(verdicts, dtype=values.dtype, device=device)[:, None].expand_as(values[n:])
-            mask = targets[n:] >= 0                                     # a value where it starts and after each token
-            value_loss = F.binary_cross_entropy_with_logits(values[n:][mask], labels[mask])
+        if labelled.any():
+            value_loss = F.binary_cross_entropy_with_logits(values[labelled], labels[labelled].to(values.dtype))
             shown |= {"value_loss": f"{value_loss.item():.3f}"}
             loss = loss + args.value_coef * value_loss
         bar.set_postfix(shown, refresh=False)
         # 3. Step.
         loss.backward()
         optimizer_step(model, optimizers, learning_rate(args, step))
-        n_tokens = sum(map(len, batch_prompts + completions))
+        n_tokens = sum(len(example.prompt + example.completion) for example in examples)
         tokens += n_tokens
         flops += 3 * n_tokens * flops_per_token(model.config, idx.size(1) / 2)
         # 4. Log, save, stop when asked.

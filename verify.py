@@ -19,6 +19,7 @@ training data, and know for every partial solution whether it can still be finis
 """
 import argparse
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -512,6 +513,44 @@ def state_value(problem, prefix):
     if said_yes or _solved(problem, state):
         return _solved(problem, state)
     return state > 0 if problem.task == "expression" else _reachable(tuple(sorted(state)), problem.target)
+
+
+def imitated_lines(completion, correct):
+    """
+    Which lines of a trace are worth imitating: of a correct one the steps that stand, `wait`s and verdicts; of another
+    the verdicts only. A list of bool, one for each line.
+    """
+    lines = completion.split("\n")[:-1]
+    imitated, standing = [line in ("?yes", "?no") or correct for line in lines], []
+    for number, line in enumerate(lines):
+        if line == "wait":
+            imitated[standing.pop() if standing else number] = False
+        elif line not in ("?yes", "?no"):
+            standing.append(number)
+    return imitated
+
+
+def read_traces(path):
+    """The traces of a JSON-lines file as dicts; ValueError names the file and the line that is wrong."""
+    traces = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                trace = json.loads(line)
+                missing = {"prompt", "completion", "correct"} - set(trace)
+                if missing:
+                    raise ValueError(f"a trace needs {', '.join(sorted(missing))}")
+                parse_problem(trace["prompt"])
+                encode(trace["completion"])
+                values = trace.get("values")
+                if values is not None and len(values) != trace["completion"].count("\n"):
+                    raise ValueError(f"{len(values)} values for {trace['completion'].count(chr(10))} lines")
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            traces.append(trace)
+    if not traces:
+        raise ValueError(f"{path} holds no traces")
+    return traces
 
 
 def _show(text, limit=40):

@@ -8,11 +8,10 @@ import torch
 import train_rl
 from model import GPT, GPTConfig, make_optimizers
 from train_rl import forward, forward_all, get_advantages, policy_loss, rollout, split
-from train_sft import make_batch
-from verify import EOS, PAD, decode, make_judge, make_problems, parse_problem, verify
+from verify import EOS, NEWLINE, PAD, decode, encode, parse_problem, verify
 
 ARGS = argparse.Namespace(task="countdown", level=2, prompts=6, samples=4, seed=0, algo="reinforce", lam=0.95, clip=0.2, epochs=2,
-                          minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0, sft_coef=0.0, pass_k=1)
+                          minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0, sft_coef=0.0, pass_k=1, reward="outcome")
 
 
 def random_model(seed=0):
@@ -55,6 +54,35 @@ def test_gae_is_the_sum_of_equation_16(lam):
         for t in range(n):
             assert advantages[row, start + t].item() == pytest.approx(sum(lam ** k * delta[t + k] for k in range(n - t)), abs=1e-6)
     assert not advantages[~mask].any()
+
+
+def test_process_rewards_are_differences_that_sum_to_the_verdict():
+    """Exact ones put the blame on the line that made the problem unsolvable."""
+    prompt = encode("9 3 5 2>24\n")
+    completions = [encode(text) + [EOS] for text in (
+        "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n",                         # right
+        "9-5=4,3 2 4\n3-2=1,4 1\n4-1=3,3\n",                           # the second line is the wrong turn
+        "9-5=5,3 2 5\n3*2=6,4 6\n4*6=24,24\n")]                        # the first line is wrong
+    batch = train_rl.pack([prompt] * 3, completions, "cpu")
+    batch |= {"rewards": torch.tensor([1.0, 0.0, 0.0]), "old_values": torch.zeros(batch["idx"].shape)}
+    progress = train_rl.get_progress(batch, train_rl.exact_potentials(batch))
+    ends = (batch["next"] == NEWLINE) | (batch["next"] == EOS)          # of the prompt, of three lines, of the completion
+    assert [row[end].tolist() for row, end in zip(progress, ends)] == [[0, 0, 0, 0, 0], [0, 0, -1, 0, 0], [0, -1, 0, 0, 0]]
+    assert progress.count_nonzero() == 2
+    potentials = torch.rand(batch["idx"].shape)
+    progress = train_rl.get_progress(batch, potentials)
+    torch.testing.assert_close(progress.sum(1), batch["rewards"] - potentials[:, len(prompt) - 1])
+    advantages = get_advantages("ppo", batch["rewards"], batch["old_values"], batch["action"], 3, 1.0, 1, progress)
+    torch.testing.assert_close(advantages[:, len(prompt) - 1], progress.sum(1))         # lambda = 1: all that is still to come
+
+
+def test_filter_is_imitation_of_what_is_right():
+    """Its gradient is that of the likelihood of the rewarded samples."""
+    logprobs, mask = torch.randn(4, 5, requires_grad=True), torch.ones(4, 5, dtype=torch.bool)
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    advantages = get_advantages("filter", rewards, torch.zeros(4, 5), mask, 2, 0.95, 1)
+    gradient = torch.autograd.grad(policy_loss("filter", logprobs, logprobs.detach(), advantages, 0.2).sum(), logprobs)[0]
+    torch.testing.assert_close(gradient, torch.autograd.grad(-logprobs[[0, 3]].sum(), logprobs)[0])
 
 
 def test_on_policy_ppo_gradient_is_reinforces():
@@ -162,17 +190,3 @@ def test_kl_penalty_holds_the_policy_back():
             log_ratio = forward(reference, batch)[0] - forward(model, batch)[0]
             moved.append((log_ratio.exp() - 1 - log_ratio)[batch["action"]].mean().item())
     assert moved[1] < 0.7 * moved[0]
-
-
-def test_sft_batch_has_loss_on_the_completion_and_its_stop_token_only():
-    problems, solutions = make_problems("countdown", 3, 5, __import__("numpy").random.default_rng(0))
-    prompts, completions = [[*map(int, [5, 6, 7][:1 + i % 3])] for i in range(5)], [[8, 9, EOS], [8, EOS], [4, 4, 4, EOS], [EOS], [7, EOS]]
-    idx, targets = make_batch(prompts, completions, "cpu")
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        whole = prompt + completion
-        assert idx[row, :len(whole) - 1].tolist() == whole[:-1] and not idx[row, len(whole) - 1:].any()
-        assert targets[row][targets[row] >= 0].tolist() == completion
-        assert targets[row, len(prompt) - 1] == completion[0] and (targets[row, :len(prompt) - 1] == -1).all()
-    judge = make_judge(problems)
-    from verify import encode
-    assert judge(0, encode(solutions[0])) and not judge(0, None) and not judge(1, encode(solutions[0]))

@@ -3,6 +3,7 @@ The scripts as a user runs them: the whole pipeline at a very small size, Ctrl-C
 comes to mind, each of which must end in one clear line and exit status 2, and leave nothing half-written.
 """
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from verify import test_problems
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY_SFT = ["--level", "2", "--depth", "2", "--steps", "160", "--log-every", "80", "--log-problems", "20",
@@ -51,7 +53,7 @@ def test_sft_learns(out):
     assert checkpoint["step"] == 160 and checkpoint["flags"]["level"] == 2
 
 
-@pytest.mark.parametrize("algo", ["reinforce", "ppo"])
+@pytest.mark.parametrize("algo", ["filter", "reinforce", "ppo"])
 def test_rl_runs_and_logs(out, tmp_path, algo):
     done = run("train_rl.py", "--algo", algo, "--init", out / "sft.pt", *TINY_RL, "--kl-coef", "0.01", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -91,6 +93,24 @@ def test_search_on_own_problems(out, tmp_path):
     (tmp_path / "mine.txt").write_text("98 11>87\n25 50>75\n")
     done = run("search.py", "--init", out / "sft.pt", "--problems", tmp_path / "mine.txt", "--methods", "greedy", "--out", tmp_path)
     assert done.returncode == 0 and table(tmp_path / "search.csv")[0]["problems"] == "2"
+
+
+def test_search_then_learn_from_what_was_found(out, tmp_path):
+    """The closed loop, twice: search with the model, imitate what was found, search with the better model."""
+    checkpoint = out / "sft.pt"
+    for turn in range(2):
+        traces = tmp_path / f"{turn}.jsonl"
+        done = run("search.py", "--init", checkpoint, "--save", traces, "--methods", "mcts (verifier)", "--budgets", 60, "--n-problems", 40,
+                   "--seed", turn)
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(line) for line in open(traces)]
+        assert sum(trace["correct"] for trace in found) > 10 and not {problem.prompt for problem in test_problems("countdown", 2, 1000)} & {
+            trace["prompt"] for trace in found}                         # never learn from test problems
+        done = run("train_sft.py", "--init", checkpoint, "--data", traces, "--test-problems", 20, "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        rows = table(tmp_path / "sft.csv")
+        assert int(rows[-1]["step"]) == -(-len(found) // 64) and float(rows[-1]["tokens"]) > float(table(out / "sft.csv")[-1]["tokens"])
+        checkpoint = tmp_path / "sft.pt"
 
 
 def test_ask_shows_the_tree(out):
@@ -190,6 +210,10 @@ WRONG = {
     "budget of zero": ("search.py", ["--init", "OUT/sft.pt", "--budgets", "0"], "--budgets"),
     "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
     "a folder for a picture": ("plot.py", ["OUT", "--out", "TMP/empty"], "is a folder"),
+    "data without a model": ("train_sft.py", ["--data", "TMP/bad.txt"], "--init"),
+    "no such data": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/none.jsonl"], "none.jsonl"),
+    "data that is none": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/bad.txt"], "bad.txt, line 1"),
+    "two methods to save": ("search.py", ["--init", "OUT/sft.pt", "--save", "TMP/new.jsonl"], "--save"),
     "an empty batch": ("sample.py", ["--batch-sizes", "0"], "--batch-sizes"),
     "too long to read": ("sample.py", ["--new-tokens", "5000"], "--new-tokens"),
 }

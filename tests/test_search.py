@@ -2,12 +2,14 @@
 Search: the budget is a ceiling that counts everything, no step is paid for twice, PUCT and backup do the arithmetic of the
 paper, and the tables' baselines and intervals are what they claim.
 """
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from model import GPT, GPTConfig
-from search import METHODS, MIN_LOGPROB, Node, backup, expand, mcts_searches, sample_n, select, sigmoid, start, wilson
+from search import METHODS, MIN_LOGPROB, Node, backup, expand, mcts_searches, sample_n, save_traces, select, sigmoid, start, wilson
 from verify import EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, test_problems, verify
 
 
@@ -139,7 +141,7 @@ def test_backup_adds_on_the_way_up_and_closes_what_is_exhausted():
 
 def test_mcts_visits_add_up(model):
     problems = test_problems("countdown", 3, 4)
-    searches = mcts_searches(model, problems, 120, "value", 1.0)
+    searches = mcts_searches(model, problems, 120, "value", None, 1.0)
 
     def check(node):
         assert sum(child.visits for child in node.children) <= node.visits
@@ -150,6 +152,36 @@ def test_mcts_visits_add_up(model):
     for search in searches:
         assert search.root.visits > 2
         check(search.root)
+
+
+@pytest.mark.parametrize("name", ["mcts (verifier)", "mcts (rollouts)", "depth-1 (value)", "beam (value)", "best-of-n (value)", "greedy"])
+def test_traces_are_all_that_was_found(model, tmp_path, monkeypatch, name):
+    forward = model.forward
+
+    def ends_soon(idx, cache=None):
+        logits, values = forward(idx, cache)
+        logits[..., EOS] += 4.0 * (idx == NEWLINE)
+        logits[..., 29:] -= 2.0             # fewer tokens that mean nothing
+        return logits, values
+    monkeypatch.setattr(model, "forward", ends_soon)
+    problems = test_problems("countdown", 3, 12)
+    method, scorer = METHODS[name]
+    results = method(model, problems, 200, scorer, torch.Generator().manual_seed(0))
+    save_traces(tmp_path / "t.jsonl", problems, results, name)
+    traces = [json.loads(line) for line in open(tmp_path / "t.jsonl")]
+    by_prompt = {problem.prompt: [trace for trace in traces if trace["prompt"] == problem.prompt] for problem in problems}
+    for problem, result in zip(problems, results):
+        completions = [trace["completion"] for trace in by_prompt[problem.prompt]]
+        assert not any("<|" in completion for completion in completions)       # a special token has no way to be written
+        if result.finished and result.completion and "<|" not in result.completion:
+            assert result.completion in completions
+        for trace in by_prompt[problem.prompt]:
+            assert trace["correct"] == verify(problem, trace["completion"]).correct and trace["method"] == name
+            assert trace["tokens"] == len(encode_any(trace["completion"])) + 1
+            assert ("values" in trace) == (name[:4] in ("mcts", "beam", "dept"))
+            if "values" in trace:
+                assert len(trace["values"]) == trace["completion"].count("\n") and all(value is None or 0 <= value <= 1 for value in trace["values"])
+    assert len(traces) > 3
 
 
 def test_wilson():

@@ -1,0 +1,79 @@
+"""What is imitated and what the value head learns, token by token: worked solutions, own samples, traces."""
+import json
+import math
+
+import pytest
+import torch
+
+from train_sft import Example, from_trace, make_batch, worked
+from verify import EOS, PAD, decode, encode, imitated_lines, parse_problem, read_traces
+
+PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
+WANDERING = "9+5=14,3 2 14\nwait\n9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n?yes\n"
+
+
+def test_batch_aligns_targets_and_labels_with_what_precedes_them():
+    examples = [worked(parse_problem(PROMPT), SOLUTION, False), worked(parse_problem(PROMPT), SOLUTION, True),
+                Example(encode(PROMPT), encode("9-5=4") + [EOS], [False] * 6, [0.25] * 6)]
+    idx, targets, labels = make_batch(examples, "cpu")
+    text = encode(PROMPT + SOLUTION) + [EOS]
+    assert idx[0].tolist() == text[:-1] and targets[0][targets[0] >= 0].tolist() == text[len(encode(PROMPT)):]
+    assert decode(targets[1][targets[1] >= 0].tolist()) == "9-5=4,"     # up to the first result
+    begins = len(encode(PROMPT)) - 1
+    for row in range(2):
+        shown = targets[row] >= 0
+        assert shown.nonzero()[0] == begins and torch.equal(targets[row][:-1][shown[:-1]][:5], idx[row][1:][shown[:-1]][:5])
+        assert labels[row].isnan().all()
+    assert (targets[2] == -1).all() and (labels[2] == 0.25).nonzero()[:, 0].tolist() == list(range(begins, begins + 6))
+    assert idx[2, begins + 6:].eq(PAD).all()
+
+
+def test_of_a_right_trace_what_stands_is_imitated():
+    example = from_trace({"prompt": PROMPT, "completion": WANDERING, "correct": True})
+    imitated = [token for token, flag in zip(example.completion, example.imitate) if flag]
+    assert decode(imitated) == "wait\n9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n?yes\n<|eos|>"
+    assert example.completion == encode(WANDERING) + [EOS] and example.labels == [1.0] * len(example.completion)
+
+
+def test_of_a_wrong_trace_only_the_verdict_is_imitated():
+    example = from_trace({"prompt": PROMPT, "completion": "9+5=14,3 2 14\n?no\n", "correct": False})
+    assert decode([token for token, flag in zip(example.completion, example.imitate) if flag]) == "?no\n"
+    assert set(example.labels) == {0.0}
+
+
+def test_a_trace_that_ended_in_mid_line():
+    for values in (None, [0.5]):
+        example = from_trace({"prompt": PROMPT, "completion": "9+5=14,3 2 14\n3+", "correct": False, "values": values})
+        assert len(example.completion) == len(example.imitate) == len(example.labels) and not any(example.imitate)
+
+
+def test_labels_of_lines_stand_where_the_line_has_ended():
+    example = from_trace({"prompt": PROMPT, "completion": SOLUTION, "correct": True, "values": [0.5, None, 1.0]})
+    text = example.prompt + example.completion
+    labelled = {decode(text[len(example.prompt):len(example.prompt) + i]): label for i, label in enumerate(example.labels) if not math.isnan(label)}
+    assert labelled == {"9-5=4,3 2 4\n": 0.5, SOLUTION: 1.0}            # what stands before the token, and its label
+
+
+@pytest.mark.parametrize("completion, correct, lines", [
+    (SOLUTION, True, [1, 1, 1]), (SOLUTION, False, [0, 0, 0]), ("", True, []), (WANDERING, True, [0, 1, 1, 1, 1, 1]),
+    ("a\nb\nwait\nwait\nc\n", True, [0, 0, 1, 1, 1]), ("wait\na\n", True, [0, 1]), ("a\n?no\nwait\nb\n?yes\n", True, [0, 1, 1, 1, 1]),
+    ("a\n?no\n", False, [0, 1])])
+def test_lines_worth_imitating(completion, correct, lines):
+    assert imitated_lines(completion, correct) == [bool(line) for line in lines]
+
+
+GOOD = {"prompt": PROMPT, "completion": SOLUTION, "correct": True, "tokens": 33, "method": "greedy"}
+
+
+@pytest.mark.parametrize("line, complaint", [
+    ("not json", "line 2"), ("[]", "line 2"), ("3", "line 2"), (json.dumps({"prompt": PROMPT}), "completion, correct"),
+    (json.dumps(GOOD | {"prompt": "9 3>x\n"}), "not a countdown prompt"), (json.dumps(GOOD | {"completion": "abc"}), "'a'"),
+    (json.dumps(GOOD | {"values": [1.0]}), "1 values for 3 lines"), (json.dumps(GOOD | {"completion": None}), "line 2")])
+def test_bad_traces_are_named(tmp_path, line, complaint):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=complaint) as error:
+        read_traces(path)
+    assert "t.jsonl, line 2" in str(error.value) and "\n" not in str(error.value)
+    path.write_text(json.dumps(GOOD | {"values": [0.5, None, 1]}) + "\n")
+    assert read_traces(path)[0]["values"] == [0.5, None, 1]
