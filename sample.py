@@ -161,7 +161,8 @@ class GraphRows(TritonRows):
     def fill(self, rows):
         n, T = len(rows.last), min(rows.cache.T_all, self.cache.T_all)
         self.cache.k[:, :n, :T], self.cache.v[:, :n, :T] = rows.cache.k[:, :, :T], rows.cache.v[:, :, :T]
-        self.cache.tokens[:n, :T] = rows.cache.tokens[:, :T]
+        n_tokens = self.cache.before + T
+        self.cache.tokens[:n, :n_tokens] = rows.cache.tokens[:, :n_tokens]
         self.cache.length.zero_()[:n] = rows.cache.length
         for name in ("last", "room", "alive", "row"):
             getattr(self, name).zero_()[:n] = getattr(rows, name)
@@ -258,14 +259,15 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
     room = [max_new_tokens] * B if isinstance(max_new_tokens, int) else max_new_tokens
     n_steps = max(room, default=0) + 1      # the last one only to read the last tokens
     model = for_inference(model, B)
-    distinct = {}                           # each prompt is read once
-    copies = [distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts for _ in range(n_samples)]
-    if slots is not None or len(distinct) == B:
+    if slots is not None:
         cache, last = prefill(model, prompts, n_steps - 1, store, slots)
     else:
-        copies = torch.tensor(copies, device=model.lm_head.weight.device)
+        distinct = {}                       # each prompt is read once
+        copies = [distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts for _ in range(n_samples)]
         cache, last = prefill(model, list(map(list, distinct)), n_steps - 1)
-        cache, last = cache.take(copies), last[copies]
+        if len(distinct) < B:
+            copies = torch.tensor(copies, device=last.device)
+            cache, last = cache.take(copies), last[copies]
     device = last.device
     start = cache.length.clone()            # (B,), where the last token of each prompt stands
     stops = torch.tensor(list(stop_tokens), dtype=torch.long, device=device)

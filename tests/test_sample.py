@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sample
-from model import GPT, GPTConfig, KVCache, to_device
+from model import GPT, GPTConfig, KVCache
 from sample import GraphRows, Rows, Store, TritonRows, evaluate, generate, pass_at_k, sample_token
 from train_rl import forward
 from verify import EOS, encode
@@ -245,12 +245,8 @@ def test_kernel_draws_depend_on_seed_row_and_position():
     assert torch.equal(draws[0][1:], draws[4][:-1])     # wherever a row stands in the batch, its draws are the same
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_static_buffers_change_nothing(model, monkeypatch, temperature):
-    """What surrounds a CUDA graph, without one: buffers of round sizes, dead rows, rows that move to smaller buffers."""
-    limits = [3] * 3 + [20] * 6 + [40] * 6
-    plain = generate(model, PROMPTS, limits, temperature, (EOS,), torch.Generator().manual_seed(0), 3, 2, read_last=True)
-
+def without_cuda(monkeypatch):
+    """What surrounds a CUDA graph, its capture and replay replaced by a plain step."""
     def capture(rows):
         def replay():
             rows.new = Rows.step(rows)
@@ -258,6 +254,14 @@ def test_static_buffers_change_nothing(model, monkeypatch, temperature):
     monkeypatch.setattr(GraphRows, "capture", capture)
     monkeypatch.setattr(GraphRows, "advance", Rows.advance)
     monkeypatch.setattr(sample, "graphs_work", lambda device: True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_static_buffers_change_nothing(model, monkeypatch, temperature):
+    """Buffers of round sizes, dead rows, rows that move to smaller buffers."""
+    limits = [3] * 3 + [20] * 6 + [40] * 6
+    plain = generate(model, PROMPTS, limits, temperature, (EOS,), torch.Generator().manual_seed(0), 3, 2, read_last=True)
+    without_cuda(monkeypatch)
     one, two = (generate(model, PROMPTS, limits, temperature, (EOS,), torch.Generator().manual_seed(0), 3, 2, read_last=True) for _ in range(2))
     for samples in (one, two):
         for row, (prompt, n) in enumerate(zip([prompt for prompt in PROMPTS for _ in range(3)], samples.mask.sum(1).tolist())):
@@ -269,6 +273,17 @@ def test_static_buffers_change_nothing(model, monkeypatch, temperature):
     if not temperature:
         assert torch.equal(one.tokens, plain.tokens) and torch.equal(two.tokens, plain.tokens)
     assert {key[0] for key in model.graphs} >= {16, 8} and all(key[1] == 64 for key in model.graphs)
+
+
+@pytest.mark.parametrize("n", [31, 32, 33, 34, 63, 64, 65])
+def test_static_buffers_hold_all_of_a_prompt_that_fills_its_cache(model, monkeypatch, n):
+    """The cache's tokens have as many columns more than its keys as are embedded together: none of them may be left behind."""
+    prompts = [(PROMPTS[3] * 4)[:n], PROMPTS[1]]
+    plain = generate(model, prompts, [9, 2], 0.0)
+    without_cuda(monkeypatch)
+    static = generate(model, prompts, [9, 2], 0.0)
+    assert torch.equal(static.tokens, plain.tokens)
+    torch.testing.assert_close(static.logprobs, plain.logprobs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
