@@ -39,7 +39,7 @@ from model import (Parser, between, catch_ctrl_c, choose_device, flops_per_token
                    optimizer_step, positive, run_script, save_checkpoint, save_table)
 from sample import evaluate, generate
 from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, parse_problem, state_value,
-                    test_problems, verify)
+                    test_problems)
 
 
 def parse_args():
@@ -96,8 +96,7 @@ def get_advantages(algo, rewards, values, mask, group_size, lam, pass_k, progres
         advantages = (weight * (groups - mean)).view(-1, 1).expand_as(values)
     else:
         if progress is None:
-            is_last = mask & ~F.pad(mask[:, 1:], (0, 1))                # (B, T)
-            deltas = F.pad(values[:, 1:], (0, 1)).where(~is_last, rewards[:, None]) - values
+            deltas = F.pad(values[:, 1:], (0, 1)).where(~last_tokens(mask), rewards[:, None]) - values
         else:
             deltas = progress               # measured against what stood before: its own baseline, no critic needed
         advantages, running = torch.zeros_like(values), torch.zeros_like(rewards)
@@ -105,6 +104,11 @@ def get_advantages(algo, rewards, values, mask, group_size, lam, pass_k, progres
             running = (deltas[:, t] + lam * running) * mask[:, t]
             advantages[:, t] = running
     return advantages * mask
+
+
+def last_tokens(mask):
+    """Which of the completions' tokens, mask (B, T), are the last: (B, T)."""
+    return mask & ~F.pad(mask[:, 1:], (0, 1))
 
 
 def get_progress(batch, potentials):
@@ -120,7 +124,7 @@ def get_progress(batch, potentials):
     idx, action = batch["idx"], batch["action"]
     column = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
     before = potentials.gather(1, column.where(idx == NEWLINE, 0).cummax(1).values)     # where the last whole line ended
-    is_last = action & ~F.pad(action[:, 1:], (0, 1))
+    is_last = last_tokens(action)
     after = F.pad(potentials[:, 1:], (0, 1)).where(~is_last, batch["rewards"][:, None])
     return (after - before) * (action & ((batch["next"] == NEWLINE) | is_last))
 

@@ -111,15 +111,15 @@ def from_trace(trace):
     A trace: the lines worth imitating are imitated, <|eos|> after a correct one. The value head learns the labels of its
     lines, or without these the verdict, everywhere.
     """
-    lines, correct = trace["completion"].splitlines(keepends=True), trace["correct"]
-    ids, imitate, labels = [], [], [float(correct)] * (len(encode(trace["completion"])) + 1)
-    if trace.get("values"):
-        labels = [math.nan] * len(labels)
+    lines, correct, values = trace["completion"].splitlines(keepends=True), trace["correct"], trace.get("values")
+    ids, imitate, labels = [], [], [math.nan if values else float(correct)]
     for number, (line, imitated) in enumerate(zip(lines, imitated_lines(trace["completion"], correct) + [False])):     # one may be cut off
-        ids += encode(line)
-        imitate += [imitated] * len(encode(line))
-        if trace.get("values") and line.endswith("\n") and trace["values"][number] is not None:
-            labels[len(ids)] = trace["values"][number]                  # of what stands when the line has ended
+        tokens = encode(line)
+        ids += tokens
+        imitate += [imitated] * len(tokens)
+        labels += labels[:1] * len(tokens)
+        if values and line.endswith("\n") and values[number] is not None:
+            labels[-1] = values[number]     # of what stands when the line has ended
     return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
 
 

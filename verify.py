@@ -542,9 +542,13 @@ def read_traces(path):
                     raise ValueError(f"a trace needs {', '.join(sorted(missing))}")
                 parse_problem(trace["prompt"])
                 encode(trace["completion"])
-                values = trace.get("values")
-                if values is not None and len(values) != trace["completion"].count("\n"):
-                    raise ValueError(f"{len(values)} values for {trace['completion'].count(chr(10))} lines")
+                if not isinstance(trace["correct"], bool):
+                    raise ValueError(f"correct is true or false, not {trace['correct']!r}")
+                values, n_lines = trace.get("values"), trace["completion"].count("\n")
+                if values is not None and len(values) != n_lines:
+                    raise ValueError(f"{len(values)} values for {n_lines} lines")
+                if not all(value is None or 0 <= value <= 1 for value in values or []):
+                    raise ValueError("a value is not a number from 0 to 1, or null")
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             traces.append(trace)

@@ -10,7 +10,7 @@ import torch
 
 from model import GPT, GPTConfig
 from search import METHODS, MIN_LOGPROB, Node, backup, expand, mcts_searches, sample_n, save_traces, select, sigmoid, start, wilson
-from verify import EOS, NEWLINE, decode, encode, legal_steps, max_tokens, parse_problem, test_problems, verify
+from verify import EOS, NEWLINE, encode, legal_steps, parse_problem, test_problems, verify
 
 
 @pytest.fixture

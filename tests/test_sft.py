@@ -68,7 +68,8 @@ GOOD = {"prompt": PROMPT, "completion": SOLUTION, "correct": True, "tokens": 33,
 @pytest.mark.parametrize("line, complaint", [
     ("not json", "line 2"), ("[]", "line 2"), ("3", "line 2"), (json.dumps({"prompt": PROMPT}), "completion, correct"),
     (json.dumps(GOOD | {"prompt": "9 3>x\n"}), "not a countdown prompt"), (json.dumps(GOOD | {"completion": "abc"}), "'a'"),
-    (json.dumps(GOOD | {"values": [1.0]}), "1 values for 3 lines"), (json.dumps(GOOD | {"completion": None}), "line 2")])
+    (json.dumps(GOOD | {"values": [1.0]}), "1 values for 3 lines"), (json.dumps(GOOD | {"values": ["a", 1, 1]}), "line 2"),
+    (json.dumps(GOOD | {"values": [2, 1, 1]}), "from 0 to 1"), (json.dumps(GOOD | {"correct": "yes"}), "true or false"), (json.dumps(GOOD | {"completion": None}), "line 2")])
 def test_bad_traces_are_named(tmp_path, line, complaint):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
