@@ -348,6 +348,8 @@ def count(text):
 SHARED_FLAGS = {
     "--task": dict(default="countdown", choices=["countdown", "expression"], help="which problems (default countdown)"),
     "--level": dict(type=positive, help="countdown: how many numbers, 2 to 6 (default 3); expression: how many operators, 1 to 8 (default 4)"),
+    "--attempts": dict(type=positive, help="room for so many solutions in one stream, for models that take steps back (default: that of the "
+                       "checkpoint, at first 1)"),
     "--depth": dict(type=positive, help="size of a new model: layers, and a width of 32 (depth + 1) (default 3)"),
     "--init": dict(metavar="FILE", help="checkpoint to start from"),
     "--out": dict(default="out", metavar="DIR", help="folder for what is written (default out)"),

@@ -374,6 +374,23 @@ def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, b
             f"pass{k}": sum(pass_at_k(k, c, k) for c in sampled) / len(sampled)}
 
 
+@torch.no_grad()
+def value_auc(model, texts, labels, batch_size=1024):
+    """
+    P(the value head rates a text with label true above one with label false), half for ties: texts are lists of token ids, the
+    value at their last token counts. nan if all labels are the same.
+    """
+    values, device = [], model.lm_head.weight.device
+    for i in range(0, len(texts), batch_size):
+        batch = texts[i:i + batch_size]
+        ends = torch.tensor([[len(text) - 1] for text in batch], device=device)                 # (B, 1)
+        idx = torch.tensor([text + [0] * (int(ends.max()) + 1 - len(text)) for text in batch], device=device)       # (B, T)
+        values += model(idx)[1].gather(1, ends)[:, 0].tolist()
+    values, labels = torch.tensor(values), torch.tensor(labels, dtype=torch.bool)
+    better = values[labels][:, None] - values[~labels]                  # (positives, negatives)
+    return ((better > 0) + 0.5 * (better == 0)).mean().item()
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # The benchmark
 

@@ -6,16 +6,25 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
     python search.py --problems FILE                # your own problems, a prompt a line
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150      # traces to learn from (train_sft.py --data)
 
-Three generators, and ways to choose among what they found:
+Four generators, and ways to choose among what they found:
 
     sample_n   independent samples: greedy, a single sample, majority vote, best-of-N
+    revise     one stream that goes on: attempt, verdict, `wait`, another attempt
     beam       beam search over steps (a step is a line): keep the best few partial solutions at each depth
     mcts       Monte-Carlo tree search over steps: PUCT with the policy as prior, the value head at the leaves
 
 A budget is a ceiling on the tokens generated for a problem, thrown-away ones included. A search sees the prompt only. Who
-chooses is said in brackets: (value), the value head; (verifier), the exact verifier, asked about finished completions only;
-(rollouts), the verifier, and in place of the value head one sample from each step to its end. In countdown that is honest,
-because to check a solution takes no hidden answer; in expression it is not, and is marked so.
+chooses is said in brackets:
+
+    value      the value head: of samples, at their end
+    lines      the value head again: the product of what it says after each line, as a process reward model
+    verdict    the probability that the model writes ?yes behind a solution
+    verifier   the exact verifier, asked about finished completions only
+    rollouts   the verifier, and in place of the value head one sample from each step to its end
+
+vote is the sum of such scores over the samples that agree; majority vote, where each counts 1. To rank samples, `--judge` may
+name another checkpoint; all rankings of a budget are of the same samples. In countdown the verifier is honest, because to check a
+solution takes no hidden answer; in expression it is not, and is marked so.
 
 Deviations from AlphaZero (Silver et al. 2017): a single player, so no sign flips; no noise at the root; a node has too
 many possible steps to list, so an expansion adds one child, the likeliest that is still missing, as long as its beginning has
@@ -27,16 +36,18 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table,
                    write_whole)
-from sample import Store, generate
-from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, make_problems, max_tokens, parse_problem, random_lines, state_value,
-                    test_problems, verify)
+from sample import Store, for_inference, generate
+from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, legal_steps, make_problems, max_tokens, parse_problem, random_lines,
+                    standing_lines, state_value, test_problems, verify)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
 MIN_LOGPROB = math.log(0.01)                # of a step's beginning that is worth a try
@@ -59,14 +70,14 @@ def sigmoid(x):
 # ------------------------------------------------------------------------------------------------------------------
 # Independent samples
 
-def sample_n(model, problems, budget, temperature=1.0, n=None, generator=None, stop_when_correct=False):
+def sample_n(model, problems, budget, temperature=1.0, n=None, generator=None, stop_when_correct=False, attempts=1):
     """
     Independent samples for each problem until its budget is spent, or n of them: for each problem a list of Result, the
     score being the value head's at the end. A sample that meets the ceiling is cut off there, and counts.
     """
     prompts = [encode(problem.prompt) for problem in problems]
     found, spent = [[] for _ in problems], [0] * len(problems)
-    room = max_tokens(problems[0].task, problems[0].level)
+    room = max_tokens(problems[0].task, problems[0].level, attempts)
     while True:
         rows, limits = [], []
         for i in range(len(problems)):      # as many as surely fit; when none does, one that may be cut off
@@ -92,37 +103,138 @@ def sample_n(model, problems, budget, temperature=1.0, n=None, generator=None, s
 
 def answer_of(problem, completion):
     """What is voted on: in expression the answer; in countdown, where there is none, the solution itself."""
+    completion = without_verdict(completion)
     return completion.split("\n")[-2] if problem.task == "expression" and "\n" in completion else completion
 
 
-def pick(results, score):
-    """One Result for all of a problem's samples: the one with the best score, the tokens of all."""
+def without_verdict(completion):
+    return completion.removesuffix("?yes\n").removesuffix("?no\n")
+
+
+def pick(results, score, key=None):
+    """One Result for all of a problem's samples: the one with the best score, or key, and the tokens of all."""
     if not results:
         return Result("", 0.0, 0, 0, False)
-    best = max(results, key=score)
+    best = max(results, key=key or score)
     return Result(best.completion, score(best), sum(r.tokens for r in results), sum(r.read for r in results), best.finished,
                   [(r.completion, r.tokens, None) for r in results if r.finished])
 
 
-def greedy(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
-    return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, 0.0, n=1)]
+def greedy(model, problems, budget, attempts=1, **others):
+    return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, 0.0, n=1, attempts=attempts)]
 
 
-def single(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
-    return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, n=1, generator=generator)]
+def single(model, problems, budget, generator=None, attempts=1, **others):
+    return [pick(found, lambda r: r.score) for found in sample_n(model, problems, budget, n=1, generator=generator, attempts=attempts)]
 
 
-def majority(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
-    results = []
-    for problem, found in zip(problems, sample_n(model, problems, budget, generator=generator)):
-        votes = Counter(answer_of(problem, r.completion) for r in found if r.finished)
-        results.append(pick(found, lambda r: votes[answer_of(problem, r.completion)] / len(found) if r.finished else 0.0))
-    return results
+@torch.no_grad()
+def judge_completions(judge, pairs, batch_size=1024):
+    """
+    What a model thinks of completions, for each (problem, completion): {"value": its value head at the end, "lines": the product
+    of its values after each line (as process reward models rank, Lightman et al. 2023), "verdict": P(yes) after a "?"}.
+    """
+    device, (question, yes, no), scores = judge.lm_head.weight.device, encode("?yesno"), []
+    texts = [encode(problem.prompt + without_verdict(completion)) + [question] for problem, completion in pairs]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))      # so that little is padded
+    for i in range(0, len(order), batch_size):
+        rows = [texts[k] for k in order[i:i + batch_size]]
+        idx = torch.tensor([row + [PAD] * (len(rows[-1]) - len(row)) for row in rows], device=device)       # (B, T)
+        logits, values = for_inference(judge, len(rows))(idx)
+        ends = torch.tensor([len(row) - 1 for row in rows], device=device)[:, None]                         # (B, 1), of the ?
+        line_ends = (idx == NEWLINE) & ((idx == NEWLINE).cumsum(1) > 1)                                     # but the prompt's
+        yes_or_no = logits.gather(1, ends[..., None].expand(-1, -1, logits.size(-1)))[:, 0, [yes, no]].softmax(-1)
+        columns = (values.gather(1, ends - 1).sigmoid()[:, 0], (F.logsigmoid(values) * line_ends).sum(1).exp(), yes_or_no[:, 0])
+        scores += zip(*(column.tolist() for column in columns))
+    by_pair = dict(zip(order, scores))
+    return [dict(zip(("value", "lines", "verdict"), by_pair[i])) for i in range(len(texts))]
 
 
-def best_of_n(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
-    found = sample_n(model, problems, budget, generator=generator, stop_when_correct=scorer == "verifier")
+@lru_cache(maxsize=8)
+def samples_to_rank(model, problems, budget, state, attempts):
+    """sample_n from a generator's state, and its state then: every ranking of a budget is of the same samples."""
+    generator = torch.Generator(model.lm_head.weight.device)
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return sample_n(model, problems, budget, generator=generator, attempts=attempts), generator.get_state()
+
+
+@lru_cache(maxsize=8)
+def judged_samples(model, judge, *of):
+    """What judge_completions says of each different completion among these samples: {(problem, completion): scores}."""
+    found, problems = samples_to_rank(model, *of)[0], of[0]
+    pairs = list(dict.fromkeys((problem, r.completion) for problem, results in zip(problems, found) for r in results
+                               if r.finished and "<|" not in r.completion))
+    return dict(zip(pairs, judge_completions(judge, pairs)))
+
+
+def rank(model, problems, budget, scorer="value", generator=None, judge=None, vote=False, attempts=1, **others):
+    """
+    Best-of-N: of a problem's samples, the one with the best score; or, as vote, the solution whose samples have the highest
+    sum of scores (majority vote where every score is 1; weighted vote, Li et al. 2023, otherwise).
+    """
+    generator, judge, picked = generator or torch.Generator(model.lm_head.weight.device), judge or model, []
+    of = tuple(problems), budget, bytes(generator.get_state().tolist()), attempts
+    found, state = samples_to_rank(model, *of)
+    generator.set_state(state)
+    scores = {} if scorer == "count" else judged_samples(model, judge, *of)
+    read_again = scorer in ("lines", "verdict") or scorer == "value" and judge is not model     # the sampler knows the value at the end
+    for problem, results in zip(problems, found):
+        def score(r):
+            if scorer == "count" or not r.finished:
+                return float(r.finished)
+            return scores.get((problem, r.completion), {scorer: 0.0})[scorer]
+
+        votes = Counter()
+        for r in results if vote else []:
+            votes[answer_of(problem, r.completion)] += score(r) / len(results)
+        def weight(r):
+            return votes[answer_of(problem, r.completion)] if vote and r.finished else score(r)
+
+        picked.append(pick(results, weight, key=lambda r: (weight(r), score(r))))
+        picked[-1].read += read_again * sum(r.tokens for r in results)
+    return picked
+
+
+def best_of_n(model, problems, budget, generator=None, attempts=1, **others):
+    """Samples until the verifier is content."""
+    found = sample_n(model, problems, budget, generator=generator, stop_when_correct=True, attempts=attempts)
     return [pick(results, lambda r: r.score) for results in found]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# One stream that goes on
+
+def revise(model, problems, budget, scorer="verdict", generator=None, attempts=1, **others):
+    """
+    Sequential revision: an attempt that does not end in ?yes is taken back by as many `wait`s as it takes, and the stream
+    goes on, while the budget lasts and attempts come to an end (budget forcing, Muennighoff et al. 2025). Scorer verifier: whether
+    to go on is not the model's own verdict but the verifier's. An attempt has the room of --attempts solutions; the last one that
+    ended counts.
+    """
+    texts, spent, read = [""] * len(problems), [0] * len(problems), [0] * len(problems)
+    answers, scores, waiting = [""] * len(problems), [0.0] * len(problems), list(range(len(problems)))
+    room = max_tokens(problems[0].task, problems[0].level, attempts)
+    while waiting:
+        longest = max(len(encode(problems[i].prompt + texts[i])) for i in waiting)
+        n = max(1, 2 ** 25 // (longest + room) ** 2)                    # few long streams at once: attention is quadratic in memory
+        batch, waiting = waiting[:n], waiting[n:]
+        prompts = [encode(problems[i].prompt + texts[i]) for i in batch]
+        samples = generate(model, prompts, [min(room, budget - spent[i]) for i in batch], 1.0, (EOS,), generator)
+        for i, prompt, ids, new in zip(batch, prompts, samples.finished((EOS,)), samples.completions()):
+            read[i] += len(prompt)
+            spent[i] += len(new)
+            if ids is None or "<|" in decode(ids):                      # cut off, or not to be written as text
+                continue
+            answers[i] = texts[i] = texts[i] + decode(ids)
+            content = verify(problems[i], answers[i]).correct if scorer == "verifier" else answers[i].endswith("?yes\n")
+            waits = "wait\n" * len(standing_lines(answers[i]))
+            scores[i] = float(content)
+            if not content and waits and spent[i] + len(encode(waits)) < budget and longest + 2 * room < model.config.block_size:
+                texts[i] = answers[i].removesuffix("?yes\n") + waits    # nothing may follow ?yes
+                spent[i] += len(encode(waits))
+                waiting.append(i)
+    return [Result(answer, score, n, n_read, bool(answer), [(answer, len(encode(answer)) + 1, None)] if answer else [])
+            for answer, score, n, n_read in zip(answers, scores, spent, read)]
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -285,12 +397,12 @@ def roll_out(model, store, searches, children, generator):
             search.finished.append(end)
 
 
-def depth_one(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
+def depth_one(model, problems, budget, scorer="value", **others):
     """Search of depth one: four candidates for each step, the best goes on, and there is no way back."""
     return beam(model, problems, budget, scorer, width=1, n_candidates=4)
 
 
-def beam(model, problems, budget, scorer="value", generator=None, c_puct=1.0, width=None, n_candidates=None):
+def beam(model, problems, budget, scorer="value", width=None, n_candidates=None, **others):
     """
     Beam search over steps: each depth turns the beams of a problem into up to 1.5 x width candidates, of which the best
     by score go on. The width is as many solutions as the budget has room for; few cost so much, as they share beginnings.
@@ -341,7 +453,7 @@ def backup(node, value):
         node = node.parent
 
 
-def mcts(model, problems, budget, scorer="value", generator=None, c_puct=1.0):
+def mcts(model, problems, budget, scorer="value", generator=None, c_puct=1.0, **others):
     return [search.result() for search in mcts_searches(model, problems, budget, scorer, generator, c_puct)]
 
 
@@ -361,7 +473,7 @@ def mcts_searches(model, problems, budget, scorer, generator, c_puct):
 # ------------------------------------------------------------------------------------------------------------------
 # Without a model
 
-def random_steps(model, problems, budget, scorer="verifier", generator=None, c_puct=1.0):
+def random_steps(model, problems, budget, generator=None, **others):
     """Random legal steps to the end, again and again until the verifier is content or the budget is spent."""
     rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=generator, device=generator.device if generator else None)))
     results = []
@@ -375,7 +487,7 @@ def random_steps(model, problems, budget, scorer="verifier", generator=None, c_p
     return results
 
 
-def enumeration(model, problems, budget, scorer="verifier", generator=None, c_puct=1.0):
+def enumeration(model, problems, budget, **others):
     """Every path in order, depth first, each line written once, until one hits the target or the budget is spent."""
     def visit(problem, numbers, spent):
         for line, left in legal_steps(numbers):
@@ -402,9 +514,15 @@ def enumeration(model, problems, budget, scorer="verifier", generator=None, c_pu
 METHODS = {                                 # name: (function, scorer)
     "greedy": (greedy, "value"),
     "single sample": (single, "value"),
-    "majority": (majority, "vote"),
-    "best-of-n (value)": (best_of_n, "value"),
+    "majority": (partial(rank, vote=True), "count"),
+    "vote (value)": (partial(rank, vote=True), "value"),
+    "vote (verdict)": (partial(rank, vote=True), "verdict"),
+    "best-of-n (value)": (rank, "value"),
+    "best-of-n (lines)": (rank, "lines"),
+    "best-of-n (verdict)": (rank, "verdict"),
     "best-of-n (verifier)": (best_of_n, "verifier"),
+    "revise": (revise, "verdict"),
+    "revise (verifier)": (revise, "verifier"),
     "depth-1 (value)": (depth_one, "value"),
     "beam (value)": (beam, "value"),
     "beam (verifier)": (beam, "verifier"),
@@ -416,6 +534,7 @@ METHODS = {                                 # name: (function, scorer)
 }
 VERIFYING = {"verifier", "rollouts"}         # scorers that ask the verifier about finished completions
 WITHOUT_MODEL = {"random steps", "enumeration"}
+OF_VERDICTS = {"vote (verdict)", "best-of-n (verdict)", "revise", "revise (verifier)"}       # for models that have learnt to write them
 
 
 def wilson(k, n, z=1.96):
@@ -425,13 +544,14 @@ def wilson(k, n, z=1.96):
     return min(p, max(0.0, (centre - half) / (1 + z2 / n))), max(p, min(1.0, (centre + half) / (1 + z2 / n)))
 
 
-def measure(model, problems, name, budget, args):
+def measure(model, judge, problems, name, budget, args):
     """One row of the table, and the Result of each problem."""
     method, scorer = METHODS[name]
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
     started, results = time.time(), []
     for i in range(0, len(problems), args.batch_size):
-        results += method(model, problems[i:i + args.batch_size], budget, scorer, generator, args.c_puct)
+        results += method(model, problems[i:i + args.batch_size], budget, scorer=scorer, generator=generator, c_puct=args.c_puct,
+                          judge=judge, attempts=args.attempts)
     seconds, n = time.time() - started, len(problems)
     correct = sum(r.finished and verify(problem, r.completion).correct for problem, r in zip(problems, results))
     tokens = sum(r.tokens for r in results) / n
@@ -445,16 +565,16 @@ def measure(model, problems, name, budget, args):
             "seconds": round(seconds, 2)}, results
 
 
-def save_traces(path, problems, results, name):
-    """All that a method found, right and wrong, as traces (JSON lines)."""
+def save_traces(path, problems, results, row):
+    """All that a method found, right and wrong, as traces (JSON lines). What the search has cost is shared by all of them."""
+    found = [(problem, *found) for problem, result in zip(problems, results) for found in result.found
+             if "<|" not in found[0]]       # a special token amid the text: the language has no way to write it
+    flops = row["flops_per_problem"] * row["problems"] / max(1, len(found))
     with write_whole(path) as file:
-        for problem, result in zip(problems, results):
-            for completion, tokens, values in result.found:
-                if "<|" in completion:      # a special token amid the text: the language has no way to write it
-                    continue
-                trace = {"prompt": problem.prompt, "completion": completion, "correct": verify(problem, completion).correct,
-                         "tokens": tokens, "method": name} | ({} if values is None else {"values": values})
-                file.write(json.dumps(trace).encode() + b"\n")
+        for problem, completion, tokens, values in found:
+            trace = {"prompt": problem.prompt, "completion": completion, "correct": verify(problem, completion).correct, "tokens": tokens,
+                     "method": row["method"], "flops": flops} | ({} if values is None else {"values": values})
+            file.write(json.dumps(trace).encode() + b"\n")
 
 
 def print_tree(node, indent=""):
@@ -501,11 +621,13 @@ def check_level(problem, args, where=""):
 def main():
     parser = Parser(description="Search with a trained model: a table of methods and budgets, or one problem of yours.")
     # the model
-    parser.shared("--init", "--task", "--level", task=None)
+    parser.shared("--init", "--task", "--level", "--attempts", task=None)
     # the search
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)} (default: all but those with verdicts, "
+                        "which train_sft.py alone does not teach)")
     parser.add_argument("--budgets", nargs="+", type=positive, default=[75, 150, 300], metavar="N",
                         help="ceilings on the tokens generated for a problem (default 75 150 300)")
+    parser.add_argument("--judge", metavar="FILE", help="a checkpoint whose value head and verdicts rank the samples (default: that of --init)")
     parser.add_argument("--c-puct", type=between(0, math.inf), default=1.0, help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, help="test problems (default 1000)")
@@ -522,7 +644,9 @@ def main():
         args.init = args.init or next((path for name in ("rl.pt", "sft.pt") if os.path.exists(path := os.path.join(args.out, name))),
                                       os.path.join(args.out, "rl.pt"))
         model, checkpoint = load_checkpoint(args.init, device, needs=("flags",))
+        judge = load_checkpoint(args.judge, device)[0] if args.judge else model
         args.task, args.level = choose_task(args, checkpoint["flags"])
+        args.attempts = args.attempts or checkpoint["flags"].get("attempts", 1)
         if args.ask is not None:
             problem = parse_problem(args.ask)
             check_level(problem, args)
@@ -537,7 +661,7 @@ def main():
             problems, _ = make_problems(args.task, args.level, args.n_problems, np.random.default_rng([args.seed, 2]))
         else:
             problems = test_problems(args.task, args.level, args.n_problems)
-        methods = args.methods or [name for name in METHODS if args.task == "countdown" or name not in WITHOUT_MODEL]
+        methods = args.methods or [name for name in METHODS if name not in OF_VERDICTS and (args.task == "countdown" or name not in WITHOUT_MODEL)]
         if args.task != "countdown" and (useless := WITHOUT_MODEL & set(methods)):
             raise ValueError(f"--methods {', '.join(sorted(useless))}: for countdown only, in expression every legal step is right")
         if args.save and not len(methods) == len(args.budgets) == 1:
@@ -550,10 +674,10 @@ def main():
     work = [(name, budget) for name in methods for budget in (args.budgets if name not in ("greedy", "single sample") else args.budgets[:1])]
     table, bar = [], tqdm(work, desc="search")
     for name, budget in bar:
-        row, results = measure(model, problems, name, budget, args)
+        row, results = measure(model, judge, problems, name, budget, args)
         table.append(row)
         if args.save:
-            save_traces(args.save, problems, results, name)
+            save_traces(args.save, problems, results, row)
         else:
             save_table(os.path.join(args.out, "search.csv"), table)
         bar.write(f"{name + ' *' * row['oracle']:22} budget {budget:5}  accuracy {100 * row['accuracy']:5.1f}% "

@@ -37,15 +37,15 @@ from tqdm import tqdm
 
 from model import (Parser, between, catch_ctrl_c, choose_device, flops_per_token, load_checkpoint, make_optimizers, open_folder,
                    optimizer_step, positive, run_script, save_checkpoint, save_table)
-from sample import evaluate, generate
-from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, make_judge, make_problems, max_tokens, parse_problem, state_value,
-                    test_problems)
+from sample import evaluate, generate, value_auc
+from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, labelled_states, make_judge, make_problems, max_tokens, parse_problem,
+                    state_value, test_problems)
 
 
 def parse_args():
     parser = Parser(description="REINFORCE or PPO against the verifier: writes rl.pt and rl.csv.")
     # the start
-    parser.shared("--init", "--task", "--level", task=None)
+    parser.shared("--init", "--task", "--level", "--attempts", task=None)
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=["filter", "reinforce", "ppo"], help="default reinforce")
     parser.add_argument("--steps", type=positive, default=80, help="rollout batches (default 80)")
@@ -183,7 +183,7 @@ def rollout(model, args, step, device, seconds):
     demos = pack(prompts, [encode(solution) + [EOS] for solution in solutions], device)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
     with clock(seconds, "sampling"):
-        samples = generate(model, prompts, max_tokens(args.task, args.level), 1.0, (EOS,), generator, args.samples)
+        samples = generate(model, prompts, max_tokens(args.task, args.level, args.attempts), 1.0, (EOS,), generator, args.samples)
     with clock(seconds, "verifying"):
         judge = make_judge(problems)
         rewards = [float(judge(row // args.samples, ids)) for row, ids in enumerate(samples.finished((EOS,)))]
@@ -281,9 +281,15 @@ def main():
         if args.resume:
             args.__dict__.update(trained, out=args.out, device=args.device, profile=args.profile, resume=True)
         args.task, args.level = choose_task(args, trained)
+        args.attempts = args.attempts or trained.get("attempts", 1)
         if args.samples < 2:
             raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
         test = test_problems(args.task, args.level, args.test_problems)
+        room = max_tokens(args.task, args.level, args.attempts)
+        if max(len(problem.prompt) for problem in test) + room > model.config.block_size:
+            raise ValueError(f"--attempts {args.attempts} needs more than the model's {model.config.block_size} tokens")
+        if trained.get("direct") and args.sft_coef:
+            raise ValueError(f"{source} answers without a chain of thought, and what is imitated beside RL has one: use --sft-coef 0")
         reference = load_checkpoint(args.init or os.path.join(args.out, "sft.pt"), device)[0] if args.kl_coef or args.reward == "process" else None
         if args.reward != "outcome" and args.algo != "ppo":
             raise ValueError("--reward is for --algo ppo: the others have one advantage for all tokens of a completion")
@@ -299,9 +305,11 @@ def main():
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
     prompts = [encode(problem.prompt) for problem in test]
+    states, solvable = labelled_states(args.task, args.level)
+    states = [encode(state) for state in states]
 
     def measure(n):
-        return evaluate(model, prompts[:n], make_judge(test), max_tokens(args.task, args.level), (EOS,), seed=args.seed)
+        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed) | {"value_auc": value_auc(model, states, solvable)}
 
     def save(step):
         save_checkpoint(os.path.join(args.out, "rl.pt"), model, optimizers, step=step, tokens=tokens, flops=flops,

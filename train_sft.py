@@ -5,7 +5,8 @@ Supervised fine-tuning from an empty model: imitate worked solutions, then learn
     python train_sft.py --init out/rl.pt --data traces.jsonl            # learn from the traces of search.py --save
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included. What is hard in a
-countdown solution is to plan its first step; the rest is soon mastered, and most batches leave it out. In the second half the
+countdown solution is to plan its first step; the rest is soon mastered, and most batches leave it out. The others show random
+steps too, of which only the arithmetic is learnt: so the model stays honest where a plan fails (`honest`). In the second half the
 model now and then samples solutions of its own as well, the verifier says which are right, and the value head learns to
 foretell that at every token (binary cross-entropy, the outcome as label: Cobbe et al. 2021, section 3).
 
@@ -15,7 +16,7 @@ the weights and the optimizers.
 import math
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,32 +25,37 @@ from tqdm import tqdm
 
 from model import (GPT, GPTConfig, Parser, between, catch_ctrl_c, choose_device, count, flops_per_token, load_checkpoint, make_optimizers,
                    open_folder, optimizer_step, positive, run_script, save_checkpoint, save_table, to_device)
-from sample import evaluate, generate
-from verify import (EOS, PAD, choose_task, decode, encode, imitated_lines, make_judge, make_problems, max_tokens, random_lines,
-                    read_traces, test_problems, verify)
+from sample import evaluate, generate, value_auc
+from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, imitated_lines, labelled_states, make_judge, make_problems,
+                    max_tokens, random_lines, read_traces, test_problems, verify)
 
-COMMA, = encode(",")
+COMMA, EQUALS = encode(",=")
 
 
 def parse_args():
     parser = Parser(description="Imitate worked solutions and fit the value head: writes sft.pt and sft.csv.")
     # the problem
-    parser.shared("--task", "--level", task=None)
+    parser.shared("--task", "--level", "--attempts", task=None)
     # the model
     parser.shared("--depth", "--init")
     # what to learn from
-    parser.add_argument("--data", metavar="FILE", help="traces to learn from instead of fresh worked solutions: right ones are imitated, all of "
-                        "them fit the value head; needs --init")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help="traces to learn from instead of fresh worked solutions: right ones are "
+                        "imitated, all of them fit the value head; needs --init")
     # the optimisation
     parser.add_argument("--steps", type=positive, help="optimizer steps (default 6800; with --data as many as show each trace once)")
     parser.add_argument("--batch-size", type=positive, default=64, help="problems a step (default 64)")
     parser.add_argument("--lr", type=between(0, math.inf), help="peak learning rate (default 3e-3, with --data 1e-3)")
-    parser.add_argument("--warmup", type=positive, default=100, help="steps of linear warm-up (default 100)")
+    parser.add_argument("--warmup", type=positive, help="steps of linear warm-up (default 100, with --data 20)")
     parser.add_argument("--decay", type=between(1e-9, 1), default=0.5, help="share of the steps in which the rate falls to 0 (default 0.5)")
     parser.add_argument("--hard", type=between(0, 1), default=0.3, help="share of problems that must multiply or divide, falling to 0 in the "
                         "second half (default 0.3)")
     parser.add_argument("--begin-only", type=between(0, 1), default=0.13, help="after this share of the steps, five of six batches show each "
                         "solution up to its first result only: the rest is mastered soon (default 0.13)")
+    parser.add_argument("--honest", type=between(0, 1), default=0.5, help="of the sixth batch, the share that shows random steps, of which only "
+                        "the arithmetic is imitated (default 0.5)")
+    parser.add_argument("--direct", action="store_true", help="expression: imitate the answer alone, without a chain of thought")
+    parser.add_argument("--shots", type=count, default=0, help="0 to this many solved examples before each problem, and all of them before the "
+                        "test problems (default 0)")
     # the value head
     parser.add_argument("--value-every", type=positive, default=16, help="in the second half, every so many steps also fit the value head "
                         "(default 16)")
@@ -80,7 +86,8 @@ class Batches(torch.utils.data.Dataset):
         if args.data:
             return [], [], rng
         hard = args.hard * min(1.0, 2 - 2 * step / args.steps)          # to the natural share in the second half
-        return *make_problems(args.task, args.level, args.batch_size, rng, hard=hard), rng
+        problems, solutions = make_problems(args.task, args.level, args.batch_size, rng, hard=hard)
+        return problems, [answer(args, solution) for solution in solutions], rng
 
     def load(self, n_workers):
         """All in order. Ctrl-C is for the main process to hear."""
@@ -99,11 +106,36 @@ class Example:
     labels: list                            # P(this ends correct) of what stands before each of these tokens, nan where unknown
 
 
+def answer(args, solution):
+    """A worked solution, or its last line alone."""
+    return solution.splitlines(keepends=True)[-1] if args.direct else solution
+
+
+def solved_examples(args, n, rng):
+    """Token ids of n problems with their solutions, to stand before a problem."""
+    problems, solutions = make_problems(args.task, args.level, n, rng)
+    return encode("".join(problem.prompt + answer(args, solution) for problem, solution in zip(problems, solutions)))
+
+
 def worked(problem, solution, begin_only):
     """A worked solution to imitate, all of it or up to its first result."""
     ids = encode(solution) + [EOS]
     ids = ids[:ids.index(COMMA) + 1] if begin_only else ids
     return Example(encode(problem.prompt), ids, [True] * len(ids), [math.nan] * len(ids))
+
+
+def honest(problem, rng):
+    """
+    Random legal steps to the end, of which only what follows each `=` is imitated. In worked solutions the last line always
+    ends in the target: a model that has seen nothing else writes the target in a dead end too, and can tell no wrong
+    arithmetic from right. The value head learns how they ended.
+    """
+    text, left = random_lines(problem.numbers, problem.level - 1, rng, below=1000)
+    ids, imitate, follows = encode(text) + [EOS], [], False
+    for token in ids:
+        imitate.append(follows or token == EOS)
+        follows = (follows or token == EQUALS) and token != NEWLINE
+    return Example(encode(problem.prompt), ids, imitate, [float(left == [problem.target])] * len(ids))
 
 
 def from_trace(trace):
@@ -121,6 +153,19 @@ def from_trace(trace):
         if values and line.endswith("\n") and values[number] is not None:
             labels[-1] = values[number]     # of what stands when the line has ended
     return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
+
+
+@torch.no_grad()
+def introduce_words(model, traces):
+    """
+    Words that the model has never had to write are some twenty nats less likely to it than any other, and to undo that takes
+    longer than many a file of traces. `?` and `wait` come where a text might end: let them begin as likely as <|eos|>.
+    """
+    rows = model.lm_head.weight             # (V, C)
+    imitated = {line for trace in traces for line, flag in zip(trace["completion"].split("\n"), imitated_lines(trace["completion"], trace["correct"])) if flag}
+    for word in set(encode("".join(imitated))):
+        if torch.equal(rows[word], rows[-1]):       # as the last id, which is no word at all
+            rows[word] = rows[EOS]
 
 
 def make_batch(examples, device):
@@ -186,29 +231,43 @@ def main():
             torch.manual_seed(args.seed)
             model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
         args.task, args.level = choose_task(args, trained)
+        args.attempts = args.attempts or (trained or {}).get("attempts", 1)
+        if args.direct and args.task != "expression":
+            raise ValueError("--direct is for --task expression: in countdown every line is part of the answer")
+        if args.data and (args.direct or args.shots):
+            raise ValueError("--direct and --shots are for worked solutions: with --data leave them out")
         if args.data and not (args.init or args.resume):
             raise ValueError("--data needs a model to start from: --init")
-        traces = read_traces(args.data) if args.data else []
+        traces = [trace for path in args.data or [] for trace in read_traces(path)]
         args.steps = args.steps or (-(-len(traces) // args.batch_size) if args.data else 6800)
         args.lr = args.lr if args.lr is not None else 1e-3 if args.data else 3e-3
+        args.warmup = args.warmup or (20 if args.data else 100)
         test = test_problems(args.task, args.level, args.test_problems)
+        shots = solved_examples(args, args.shots, np.random.default_rng(args.seed))
+        prompts, room = [shots + encode(problem.prompt) for problem in test], max_tokens(args.task, args.level, args.attempts)
+        if max(map(len, prompts)) + room > model.config.block_size:
+            raise ValueError(f"--shots {args.shots} with --attempts {args.attempts} needs more than the model's {model.config.block_size} tokens")
     except ValueError as error:
         parser.error(str(error))
+    if traces and not args.resume:
+        introduce_words(model, traces)
     open_folder(args.out, *([] if args.resume else ["sft.pt", "sft.csv"]))
     print(f"train_sft.py on {device}: {vars(args)}", flush=True)
 
     optimizers = make_optimizers(model, args.lr)
+    tokens += sum(trace.get("tokens", 0) for trace in traces)           # what it took to make them
+    flops += sum(trace.get("flops", 0) for trace in traces)
     if checkpoint:
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
         start, tokens, flops, table = (checkpoint[key] for key in ("step", "tokens", "flops", "table"))
     n_workers = args.workers if args.workers is not None else 8 * (device.type == "cuda")
     order = np.random.default_rng(args.seed).permutation(len(traces))
-    prompts = [encode(problem.prompt) for problem in test]
-    room = max_tokens(args.task, args.level)
+    states, solvable = labelled_states(args.task, args.level)
+    states = [encode(state) for state in states]
 
     def measure(n):
-        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed)
+        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed) | {"value_auc": value_auc(model, states, solvable)}
 
     def save(step):
         save_checkpoint(os.path.join(args.out, "sft.pt"), model, optimizers, step=step, tokens=tokens, flops=flops,
@@ -223,8 +282,14 @@ def main():
         if args.data:
             examples = [from_trace(traces[i]) for i in order.take(range(step * args.batch_size, (step + 1) * args.batch_size), mode="wrap")]
         else:
-            begin_only = args.task == "countdown" and step > args.begin_only * args.steps and step % 6
-            examples = [worked(problem, solution, begin_only) for problem, solution in zip(problems, solutions)]
+            begins = args.task == "countdown" and step > args.begin_only * args.steps
+            examples = [worked(problem, solution, begins and step % 6) for problem, solution in zip(problems, solutions)]
+            if begins and step % 6 == 0:
+                n_honest = round(args.honest * len(problems))
+                examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
+            if args.shots:
+                shots = solved_examples(args, rng.integers(args.shots + 1), rng)
+                examples = [replace(example, prompt=shots + example.prompt) for example in examples]
         if problems and step >= args.steps / 2 and step % args.value_every == 0:
             own = sample_own(model, problems, room, rng)
             examples += own

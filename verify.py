@@ -150,9 +150,21 @@ def choose_task(args, trained=None):
     return task, args.level or (trained["level"] if task == trained["task"] else DEFAULT_LEVEL[task])
 
 
-def max_tokens(task, level):
-    """Room for a worked solution of a level and its <|eos|>, with a little to spare."""
-    return 2 * level ** 2 + 12 * level - 14 if task == "countdown" else 2 * level ** 2 + 4 * level + 4
+def max_tokens(task, level, attempts=1):
+    """Room for so many worked solutions of a level, and <|eos|>, with a little to spare."""
+    return attempts * (2 * level ** 2 + 12 * level - 14 if task == "countdown" else 2 * level ** 2 + 4 * level + 4)
+
+
+def labelled_states(task, level, n=2000):
+    """
+    What a value head can be measured on: n test problems of countdown, each with one or more random legal steps but not all, and
+    whether it can still be solved: (list of prompts with steps, list of bool). Empty where there is no such thing.
+    """
+    if task != "countdown" or level < 3:
+        return [], []
+    rng, problems = np.random.default_rng(TEST_SEED), test_problems(task, level, n)
+    steps = [random_lines(problem.numbers, rng.integers(1, level - 1), rng)[0] for problem in problems]
+    return [problem.prompt + lines for problem, lines in zip(problems, steps)], [state_value(*pair) for pair in zip(problems, steps)]
 
 
 def make_judge(problems):
@@ -230,11 +242,11 @@ def legal_steps(numbers):
     return list(dict(step for step in steps if step).items())
 
 
-def random_lines(numbers, n, rng):
-    """(text, numbers left) after n steps of countdown drawn at random from the legal ones."""
+def random_lines(numbers, n, rng, below=MAX_VALUE + 1):
+    """(text, numbers left) after n steps of countdown drawn at random from the legal ones whose results are below a limit."""
     text, left = "", list(numbers)
     for _ in range(n):
-        steps = legal_steps(left)
+        steps = [(line, after) for line, after in legal_steps(left) if after[-1] < below]
         line, left = steps[rng.integers(len(steps))]
         text += line
     return text, left
@@ -515,18 +527,36 @@ def state_value(problem, prefix):
     return state > 0 if problem.task == "expression" else _reachable(tuple(sorted(state)), problem.target)
 
 
+def first_wrong_turn(problem, completion):
+    """
+    The number, from 0, of the first standing line after which the problem can no longer be solved without taking a step
+    back: a wrong step, or a right one that leads nowhere. None if there is none.
+    """
+    standing, lines = _replay(problem, completion)[0], completion.splitlines(keepends=True)
+    steps = [lines[number] for number, _, _ in standing[1:]]
+    return next((standing[n][0] for n in range(1, len(steps) + 1) if not state_value(problem, "".join(steps[:n]))), None)
+
+
+def standing_lines(completion):
+    """The numbers, from 0, of the lines that stand at the end: no verdict, no `wait`, not taken back."""
+    standing = []
+    for number, line in enumerate(completion.split("\n")[:-1]):
+        if line == "wait":
+            standing = standing[:-1]
+        elif line not in ("?yes", "?no"):
+            standing.append(number)
+    return standing
+
+
 def imitated_lines(completion, correct):
     """
     Which lines of a trace are worth imitating: of a correct one the steps that stand, `wait`s and verdicts; of another
-    the verdicts only. A list of bool, one for each line.
+    the verdicts only. A last verdict that is false is not. A list of bool, one for each line.
     """
-    lines = completion.split("\n")[:-1]
-    imitated, standing = [line in ("?yes", "?no") or correct for line in lines], []
-    for number, line in enumerate(lines):
-        if line == "wait":
-            imitated[standing.pop() if standing else number] = False
-        elif line not in ("?yes", "?no"):
-            standing.append(number)
+    standing, lines = standing_lines(completion), completion.split("\n")[:-1]
+    imitated = [line in ("?yes", "?no") or correct and (line == "wait" or number in standing) for number, line in enumerate(lines)]
+    if lines and lines[-1] == ("?no" if correct else "?yes"):
+        imitated[-1] = False
     return imitated
 
 
@@ -549,6 +579,8 @@ def read_traces(path):
                     raise ValueError(f"{len(values)} values for {n_lines} lines")
                 if not all(value is None or 0 <= value <= 1 for value in values or []):
                     raise ValueError("a value is not a number from 0 to 1, or null")
+                if not 0 <= trace.get("flops", 0) < float("inf"):
+                    raise ValueError(f"flops is a number from 0, not {trace['flops']!r}")
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             traces.append(trace)

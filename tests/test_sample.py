@@ -4,13 +4,14 @@ full forward, rows that depend on their neighbours, a first token shared by a wh
 scoring at another, a stop token outside the mask.
 """
 import itertools
+import math
 
 import pytest
 import torch
 
 import sample
 from model import GPT, GPTConfig, KVCache
-from sample import GraphRows, Rows, Store, TritonRows, evaluate, generate, pass_at_k, sample_token
+from sample import GraphRows, Rows, Store, TritonRows, evaluate, generate, pass_at_k, sample_token, value_auc
 from train_rl import forward
 from verify import EOS, encode
 
@@ -327,3 +328,16 @@ def test_evaluate_counts_what_the_judge_accepts(model):
 def test_impossible_requests(model, prompts, n, complaint):
     with pytest.raises(ValueError, match=complaint):
         generate(model, prompts, n)
+
+
+def test_value_auc_is_the_share_of_pairs_in_the_right_order():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32))
+    with torch.no_grad():
+        model.value_head.weight.normal_()
+    texts = [[1 + i % 7] * (1 + i % 5) + [i] for i in range(2, 20)]
+    values = [model(torch.tensor([text]))[1][0, -1].item() for text in texts]
+    labels = [i % 3 == 0 for i in range(len(texts))]
+    pairs = [(a > b) + 0.5 * (a == b) for a, is_a in zip(values, labels) for b, is_b in zip(values, labels) if is_a and not is_b]
+    assert value_auc(model, texts, labels, batch_size=4) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(value_auc(model, texts, [True] * len(texts))) and math.isnan(value_auc(model, [], []))

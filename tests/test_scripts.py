@@ -113,6 +113,26 @@ def test_search_then_learn_from_what_was_found(out, tmp_path):
         checkpoint = tmp_path / "sft.pt"
 
 
+@pytest.mark.parametrize("what, label", [("verdicts", "rollouts"), ("composites", "given"), ("continuations", "given"), ("attempts", "exact")])
+def test_traces_are_written_learnt_and_judged(out, tmp_path, what, label):
+    sft, found, traces = out / "sft.pt", tmp_path / "found.jsonl", tmp_path / "traces.jsonl"
+    assert run("search.py", "--init", sft, "--save", found, "--methods", "majority", "--budgets", 60, "--n-problems", 60).returncode == 0
+    done = run("traces.py", "--init", sft, "--data", found, "--save", traces, "--write", what, "--label", label, "--samples", 4)
+    assert done.returncode == 0, done.stderr
+    written = [json.loads(line) for line in open(traces)]
+    assert len(written) > 5 and all(("values" in trace) for trace in written if label != "given")
+    if what == "continuations":
+        assert any("?no\nwait\n" in trace["completion"] and trace["correct"] for trace in written)
+    cost = [sum(json.loads(line)["flops"] for line in open(path)) for path in (found, traces)]
+    assert cost[1] > cost[0] if what == "continuations" else cost[1] == pytest.approx(cost[0])      # with 2 numbers no line has a successor
+    done = run("train_sft.py", "--init", sft, "--data", traces, "--attempts", 2, "--test-problems", 20, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(table(tmp_path / "sft.csv")[-1]["flops"]) > float(table(out / "sft.csv")[-1]["flops"]) + cost[1]
+    done = run("search.py", "--init", sft, "--judge", tmp_path / "sft.pt", "--methods", "best-of-n (verdict)", "vote (value)", "revise", "--budgets", 60,
+               "--n-problems", 20, "--out", tmp_path)
+    assert done.returncode == 0 and len(table(tmp_path / "search.csv")) == 3, done.stderr
+
+
 def test_ask_shows_the_tree(out):
     done = run("search.py", "--init", out / "sft.pt", "--ask", "60 27>87")
     assert done.returncode == 0 and "P 0." in done.stdout and "60 27>87" in done.stdout and " tokens" in done.stdout
@@ -125,6 +145,12 @@ def test_expression_goes_through_all_four_scripts(tmp_path):
     assert run("search.py", "--n-problems", 10, "--budgets", 30, "--out", tmp_path).returncode == 0
     rows = {row["method"]: row for row in table(tmp_path / "search.csv")}
     assert rows["mcts (verifier)"]["oracle"] == "1" and rows["mcts (value)"]["oracle"] == "0" and "enumeration" not in rows
+
+
+def test_direct_answers_and_solved_examples(tmp_path):
+    flags = ["--task", "expression", "--level", 1, "--depth", 1, "--steps", 20, "--log-every", 10, "--test-problems", 20, "--log-problems", 20]
+    done = run("train_sft.py", *flags, "--direct", "--shots", 2, "--out", tmp_path)
+    assert done.returncode == 0 and len(table(tmp_path / "sft.csv")) == 2, done.stderr
 
 
 def test_same_seed_same_run(tmp_path):
@@ -210,10 +236,16 @@ WRONG = {
     "budget of zero": ("search.py", ["--init", "OUT/sft.pt", "--budgets", "0"], "--budgets"),
     "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
     "a folder for a picture": ("plot.py", ["OUT", "--out", "TMP/empty"], "is a folder"),
+    "no chain of thought in countdown": ("train_sft.py", ["--direct"], "--direct"),
     "data without a model": ("train_sft.py", ["--data", "TMP/bad.txt"], "--init"),
     "no such data": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/none.jsonl"], "none.jsonl"),
     "data that is none": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/bad.txt"], "bad.txt, line 1"),
     "two methods to save": ("search.py", ["--init", "OUT/sft.pt", "--save", "TMP/new.jsonl"], "--save"),
+    "no traces to write of": ("traces.py", ["--data", "TMP/none.jsonl", "--save", "TMP/new.jsonl"], "none.jsonl"),
+    "traces that are none": ("traces.py", ["--data", "TMP/bad.txt", "--save", "TMP/new.jsonl"], "bad.txt, line 1"),
+    "rollouts without a model": ("traces.py", ["--init", "TMP/none.pt", "--label", "rollouts", "--save", "TMP/new.jsonl"], "none.pt"),
+    "a judge that is none": ("search.py", ["--init", "OUT/sft.pt", "--judge", "TMP/none.pt"], "none.pt"),
+    "a row that is none": ("league.py", ["--rows", "magic"], "magic"),
     "an empty batch": ("sample.py", ["--batch-sizes", "0"], "--batch-sizes"),
     "too long to read": ("sample.py", ["--new-tokens", "5000"], "--new-tokens"),
 }
@@ -234,7 +266,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(out, tmp_path, case):
     (tmp_path / "empty").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     flags = [flag.replace("TMP", str(tmp_path)).replace("OUT", str(out)) for flag in flags]
-    if "--out" not in flags and script not in ("plot.py", "sample.py"):
+    if "--out" not in flags and script not in ("plot.py", "sample.py", "traces.py"):
         flags += ["--out", str(tmp_path / "empty")]
     done = run(script, *flags)
     assert done.returncode == 2, done.stdout + done.stderr

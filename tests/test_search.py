@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from search import METHODS, MIN_LOGPROB, Node, backup, expand, mcts_searches, sample_n, save_traces, select, sigmoid, start, wilson
+from search import (METHODS, MIN_LOGPROB, Node, Result, backup, expand, judge_completions, mcts_searches, rank, revise, sample_n, save_traces, select,
+                    sigmoid, start, wilson)
 from verify import EOS, NEWLINE, encode, legal_steps, parse_problem, test_problems, verify
 
 
@@ -37,7 +38,7 @@ def model():
 def test_no_method_exceeds_its_budget(model, name, budget):
     problems = test_problems("countdown", 3, 12)
     method, scorer = METHODS[name]
-    results = method(model, problems, budget, scorer, torch.Generator().manual_seed(0))
+    results = method(model, problems, budget, scorer=scorer, generator=torch.Generator().manual_seed(0))
     assert len(results) == len(problems)
     for result in results:
         assert 0 < result.tokens <= budget and 0 <= result.score <= 1 and isinstance(result.completion, str)
@@ -166,8 +167,8 @@ def test_traces_are_all_that_was_found(model, tmp_path, monkeypatch, name):
     monkeypatch.setattr(model, "forward", ends_soon)
     problems = test_problems("countdown", 3, 12)
     method, scorer = METHODS[name]
-    results = method(model, problems, 200, scorer, torch.Generator().manual_seed(0))
-    save_traces(tmp_path / "t.jsonl", problems, results, name)
+    results = method(model, problems, 200, scorer=scorer, generator=torch.Generator().manual_seed(0))
+    save_traces(tmp_path / "t.jsonl", problems, results, {"method": name, "flops_per_problem": 10.0, "problems": 12})
     traces = [json.loads(line) for line in open(tmp_path / "t.jsonl")]
     by_prompt = {problem.prompt: [trace for trace in traces if trace["prompt"] == problem.prompt] for problem in problems}
     for problem, result in zip(problems, results):
@@ -181,7 +182,7 @@ def test_traces_are_all_that_was_found(model, tmp_path, monkeypatch, name):
             assert ("values" in trace) == (name[:4] in ("mcts", "beam", "dept"))
             if "values" in trace:
                 assert len(trace["values"]) == trace["completion"].count("\n") and all(value is None or 0 <= value <= 1 for value in trace["values"])
-    assert len(traces) > 3
+    assert len(traces) > 3 and sum(trace["flops"] for trace in traces) == pytest.approx(120.0)
 
 
 def test_wilson():
@@ -192,19 +193,104 @@ def test_wilson():
 
 def test_enumeration_writes_the_whole_tree_once_and_finds_everything():
     problems = test_problems("countdown", 3, 50)
-    results = METHODS["enumeration"][0](None, problems, 10_000, "verifier")
+    results = METHODS["enumeration"][0](None, problems, 10_000)
     assert all(verify(problem, result.completion).correct for problem, result in zip(problems, results))
     numbers = (7, 8, 9)
 
     def lines(left):
         return [line for line, rest in legal_steps(left) for line in [line, *lines(rest)]]
     unsolvable = parse_problem("7 8 9>998")
-    result, = METHODS["enumeration"][0](None, [unsolvable], 10_000, "verifier")
+    result, = METHODS["enumeration"][0](None, [unsolvable], 10_000)
     assert result.completion == "" and result.tokens == sum(len(encode(line)) for line in lines(numbers))
 
 
 def test_random_steps_are_legal_and_honest():
     problems = test_problems("countdown", 2, 40)
-    results = METHODS["random steps"][0](None, problems, 400, "verifier", torch.Generator())
+    results = METHODS["random steps"][0](None, problems, 400, generator=torch.Generator())
     solved = [verify(problem, result.completion).correct for problem, result in zip(problems, results)]
     assert solved == [result.score == 1.0 for result in results] and sum(solved) > 30
+
+
+SOLUTION = "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
+
+
+def test_the_judge_reads_what_it_says_it_reads(model):
+    """One by one, without padding: the value at the end, the product of values after the lines, and yes against no after "?"."""
+    problem = parse_problem("9 3 5 2>24")
+    pairs = [(problem, SOLUTION), (problem, SOLUTION + "?no\n"), (problem, "9+5=14,3 2 14\n"), (parse_problem("98 11>87"), "98-11=87,87\n")]
+    scores = judge_completions(model, pairs, batch_size=3)
+    assert scores[0] == pytest.approx(scores[1])                        # a verdict that is there already is not read
+    for (problem, completion), found in zip(pairs, scores):
+        completion = completion.removesuffix("?no\n")
+        logits, values = model(torch.tensor([encode(problem.prompt + completion + "?")]))
+        ends = [len(encode(problem.prompt + completion[:i + 1])) - 1 for i, character in enumerate(completion) if character == "\n"]
+        assert found["value"] == pytest.approx(values[0, -2].sigmoid().item(), abs=1e-5)
+        assert found["lines"] == pytest.approx(values[0, ends].sigmoid().prod().item(), abs=1e-5)
+        yes, no = logits[0, -1, encode("yesno")].softmax(-1).tolist()
+        assert found["verdict"] == pytest.approx(yes, abs=1e-5)
+
+
+def test_ranking_by_hand(monkeypatch, model):
+    """Three samples of one solution, two of a better rated one, one that never ended: votes, weighted votes, best."""
+    problem, a, b = parse_problem("98 11>87"), "98-11=87,87\n", "98+11=109,109\n"
+    found = [[Result(a, 0, 5)] * 3 + [Result(b, 0, 6)] * 2 + [Result("junk", 0, 7, finished=False)]]
+    scores = {(problem, a): {"value": 0.5, "verdict": 0.3}, (problem, b): {"value": 0.6, "verdict": 0.9}}
+    monkeypatch.setattr("search.samples_to_rank", lambda *args: (found, torch.Generator().get_state()))
+    monkeypatch.setattr("search.judged_samples", lambda *args: scores)
+
+    def choose(**how):
+        result, = rank(model, [problem], 40, **how)
+        assert result.tokens == 3 * 5 + 2 * 6 + 7
+        return result.completion
+    assert choose(scorer="count", vote=True) == a
+    assert choose(scorer="value", vote=True) == a and choose(scorer="value") == b   # 1.5 against 1.2; 0.5 against 0.6
+    assert choose(scorer="verdict", vote=True) == b and choose(scorer="verdict") == b
+
+
+class Speaker:
+    """A stand-in for generate: says for each stream what is next in its script, and keeps what it was asked."""
+
+    def __init__(self, *said):
+        self.said, self.asked = list(said), []
+
+    def __call__(self, model, prompts, limits, temperature, stops, generator):
+        from sample import Samples
+        from verify import decode
+        self.asked += [(decode(prompt), limit) for prompt, limit in zip(prompts, limits)]
+        rows = [encode(self.said.pop(0)) + [EOS] for _ in prompts]
+        rows = [row[:limit] for row, limit in zip(rows, limits)]
+        T = max(map(len, rows))
+        return Samples(torch.tensor([row + [0] * (T - len(row)) for row in rows]),
+                       torch.tensor([[t < len(row) for t in range(T)] for row in rows]), None, None, None)
+
+
+@pytest.mark.parametrize("scorer, said, final", [
+    ("verdict", ["98+11=109,109\n?no\n", "98-11=87,87\n?yes\n"], "98+11=109,109\n?no\nwait\n98-11=87,87\n?yes\n"),
+    ("verdict", ["98+11=109,109\n", "98-11=87,87\n?yes\n"], "98+11=109,109\nwait\n98-11=87,87\n?yes\n"),    # no verdict: made to go on
+    ("verdict", ["98-11=87,87\n?yes\n"], "98-11=87,87\n?yes\n"),
+    ("verdict", ["98+11=109,109\n?yes\n"], "98+11=109,109\n?yes\n"),     # wrong, and content
+    ("verifier", ["98+11=109,109\n?yes\n", "98-11=87,87\n?no\n"], "98+11=109,109\nwait\n98-11=87,87\n?no\n"),
+])
+def test_revision_goes_on_until_it_is_content(monkeypatch, model, scorer, said, final):
+    speaker = Speaker(*said)
+    monkeypatch.setattr("search.generate", speaker)
+    problem = parse_problem("98 11>87")
+    result, = revise(model, [problem], 100, scorer)
+    assert result.completion == final and result.finished and speaker.said == []
+    assert result.tokens == len(encode(final)) + sum(text.endswith("?yes\n") * 3 for text in said[:-1]) + len(said)     # each <|eos|>, and a ?yes taken away
+    assert verify(problem, final).correct == ("98-11" in final)
+
+
+def test_a_revision_that_meets_the_ceiling_counts_what_ended_before(monkeypatch, model):
+    first = "98+11=109,109\n?no\n"
+    monkeypatch.setattr("search.generate", Speaker(first, "98-11=87,87\n?yes\n"))
+    result, = revise(model, [parse_problem("98 11>87")], len(encode(first)) + 12, "verdict")
+    assert result.completion == first and result.tokens == len(encode(first)) + 12
+
+
+def test_batches_of_problems_are_sampled_with_noise_of_their_own(model):
+    """rank looks samples up by the generator's state: it must move on all the same."""
+    problem, generator = parse_problem("9 3 5 2>24"), torch.Generator().manual_seed(0)
+    first, again = (rank(model, [problem], 200, generator=generator)[0].found for _ in range(2))
+    repeated = rank(model, [problem], 200, generator=torch.Generator().manual_seed(0))[0].found
+    assert first == repeated and first != again

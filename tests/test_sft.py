@@ -1,12 +1,15 @@
 """What is imitated and what the value head learns, token by token: worked solutions, own samples, traces."""
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from train_sft import Example, from_trace, make_batch, worked
-from verify import EOS, PAD, decode, encode, imitated_lines, parse_problem, read_traces
+from model import GPT, GPTConfig
+from train_sft import Example, answer, from_trace, honest, introduce_words, make_batch, solved_examples, worked
+from verify import EOS, PAD, decode, encode, imitated_lines, parse_problem, read_traces, test_problems, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
 WANDERING = "9+5=14,3 2 14\nwait\n9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n?yes\n"
@@ -56,8 +59,8 @@ def test_labels_of_lines_stand_where_the_line_has_ended():
 
 @pytest.mark.parametrize("completion, correct, lines", [
     (SOLUTION, True, [1, 1, 1]), (SOLUTION, False, [0, 0, 0]), ("", True, []), (WANDERING, True, [0, 1, 1, 1, 1, 1]),
-    ("a\nb\nwait\nwait\nc\n", True, [0, 0, 1, 1, 1]), ("wait\na\n", True, [0, 1]), ("a\n?no\nwait\nb\n?yes\n", True, [0, 1, 1, 1, 1]),
-    ("a\n?no\n", False, [0, 1])])
+    ("a\nb\nwait\nwait\nc\n", True, [0, 0, 1, 1, 1]), ("a\n?no\nwait\nb\n?yes\n", True, [0, 1, 1, 1, 1]),
+    ("a\n?no\n", False, [0, 1]), ("a\n?yes\n", False, [0, 0]), ("a\n?no\n", True, [1, 0])])
 def test_lines_worth_imitating(completion, correct, lines):
     assert imitated_lines(completion, correct) == [bool(line) for line in lines]
 
@@ -78,3 +81,44 @@ def test_bad_traces_are_named(tmp_path, line, complaint):
     assert "t.jsonl, line 2" in str(error.value) and "\n" not in str(error.value)
     path.write_text(json.dumps(GOOD | {"values": [0.5, None, 1]}) + "\n")
     assert read_traces(path)[0]["values"] == [0.5, None, 1]
+
+
+def test_honest_examples_are_legal_and_teach_the_arithmetic_only():
+    problems, rng, hits = test_problems("countdown", 3, 300), np.random.default_rng(0), 0
+    for problem in problems:
+        example = honest(problem, rng)
+        text = decode(example.completion[:-1])
+        verdict = verify(problem, text)
+        assert example.completion[-1] == EOS and example.imitate[-1]
+        assert verdict.correct or verdict.reason.startswith("dead end"), verdict.reason
+        assert set(example.labels) == {float(verdict.correct)}
+        hits += verdict.correct
+        taught = decode([token for token, flag in zip(example.completion, example.imitate) if flag])
+        assert taught.removesuffix("<|eos|>") == "".join(line.split("=")[1] + "\n" for line in text.splitlines())
+    assert 0 < hits < 150
+
+
+def test_solved_examples_are_prompts_with_their_answers():
+    for direct in (False, True):
+        args = SimpleNamespace(task="expression", level=3, direct=direct)
+        lines, problems = decode(solved_examples(args, 2, np.random.default_rng(0))).splitlines(), 0
+        while lines:
+            problem, n = parse_problem(lines[0]), 1 if direct else 3
+            assert verify(problem, "\n".join(lines[1:1 + n]) + "\n").correct
+            lines, problems = lines[1 + n:], problems + 1
+        assert problems == 2
+    assert answer(SimpleNamespace(direct=True), "19*3-5\n57-5\n52\n") == "52\n"
+
+
+def test_only_words_that_will_be_imitated_are_introduced():
+    """A stray parenthesis in a wrong trace once became as likely as <|eos|>, and was all over the next model's samples."""
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16))
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+        new = encode("?yesnowait()")
+        model.lm_head.weight[new] = model.lm_head.weight[-1].clone()
+    before = model.lm_head.weight.clone()
+    introduce_words(model, [{"completion": "9-5=4,3 2 4\n?yes\n", "correct": True}, {"completion": "9-(5=4\n?no\n", "correct": False},
+                            {"completion": "9)5\n?yes\n", "correct": False}, {"completion": "wait\n", "correct": False}])
+    changed = (model.lm_head.weight != before).any(1).nonzero()[:, 0].tolist()
+    assert sorted(changed) == sorted(encode("?yesno")) and torch.equal(model.lm_head.weight[changed[0]], before[EOS])
