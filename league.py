@@ -1,8 +1,8 @@
 """
 The league table: every hypothesis about how o1 was made, from one base model, at equal training FLOPs.
 
-    python league.py                        # three seeds -> results/league.csv, results/league.md (XXX on two CPU cores)
-    python league.py --quick                # one seed, half of everything -> out/league_quick (XXX)
+    python league.py                        # three seeds -> results/league.csv, results/league.md (half an hour a seed on two CPU cores)
+    python league.py --quick                # one seed, half of everything -> out/league_quick
 
 Nothing happens here but command lines, which the other scripts run: each row of the table is the list of commands that
 makes it, and anyone can type them. A row that is in the table is not run again, so a league that was stopped goes on
@@ -161,7 +161,7 @@ def main():
     for seed, name in bar:
         bar.set_postfix_str(f"seed {seed}, {name}")
         row = make_row(name, seed, args)
-        table.append(row)
+        table = sorted([*table, row], key=lambda row: (int(row["seed"]), [*ROWS, row["row"]].index(row["row"])))
         save_table(path, table)
         with write_whole(os.path.join(args.results, "league.md")) as file:
             file.write(markdown(table).encode())

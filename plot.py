@@ -80,7 +80,7 @@ def draw_search(axis, folders):
     axis.set(xlabel="test-time compute (tokens a problem)", ylabel="accuracy on test problems", xscale="log", ylim=(0, 1.02), title="test-time scaling")
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 LEAGUE = {                                  # what is drawn of a league: (column, colour, marker)

@@ -349,7 +349,7 @@ def main():
             row = measure(args.test_problems if done == args.steps else args.log_problems)
             table.append({"step": done, "tokens": tokens, "flops": flops, **row, **metrics})
             save(done)
-            bar.write("  ".join([f"step {done}", *(f"{key} {100 * value:.1f}%" for key, value in row.items())]))
+            bar.write("  ".join([f"step {done}", *(f"{key} {100 * value:.1f}%" for key, value in row.items() if not math.isnan(value))]))
             ids = batch["next"][0][batch["action"][0]].tolist()
             bar.write(f"  {decode(batch['idx'][0].tolist()).split(chr(10))[0]}\n{decode(ids)}  [reward {rewards[0].item():.0f}]")
         if ctrl_c.is_set():

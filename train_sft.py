@@ -317,7 +317,7 @@ def main():
             row = measure(args.test_problems if done == args.steps else args.log_problems)
             table.append({"step": done, "tokens": tokens, "flops": flops, **row, "loss": loss.item()})
             save(done)
-            bar.write("  ".join([f"step {done}", *(f"{key} {100 * value:.1f}%" for key, value in row.items())]))
+            bar.write("  ".join([f"step {done}", *(f"{key} {100 * value:.1f}%" for key, value in row.items() if not math.isnan(value))]))
             show_sample(bar, model, test[0], room)
         if ctrl_c.is_set():
             bar.close()

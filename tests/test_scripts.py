@@ -237,6 +237,10 @@ WRONG = {
     "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
     "a folder for a picture": ("plot.py", ["OUT", "--out", "TMP/empty"], "is a folder"),
     "no chain of thought in countdown": ("train_sft.py", ["--direct"], "--direct"),
+    "room beyond what the model reads": ("train_sft.py", ["--attempts", "200"], "--attempts 200"),
+    "more examples than the model reads": ("train_sft.py", ["--shots", "500"], "--shots 500"),
+    "solved examples before traces": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/good.jsonl", "--shots", "2"], "--shots"),
+    "traces with a cost that is none": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/null.jsonl"], "null.jsonl, line 1"),
     "data without a model": ("train_sft.py", ["--data", "TMP/bad.txt"], "--init"),
     "no such data": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/none.jsonl"], "none.jsonl"),
     "data that is none": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/bad.txt"], "bad.txt, line 1"),
@@ -262,6 +266,9 @@ def test_wrong_input_is_one_line_and_exit_status_2(out, tmp_path, case):
     save_checkpoint(tmp_path / "weights.pt", GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
     torch.save([1, 2, 3], tmp_path / "foreign.pt")
     (tmp_path / "bad.txt").write_text("98 11>87\n98 11 > 87\n")
+    trace = {"prompt": "98 11>87\n", "completion": "98-11=87,87\n", "correct": True}
+    (tmp_path / "good.jsonl").write_text(json.dumps(trace) + "\n")
+    (tmp_path / "null.jsonl").write_text(json.dumps(trace | {"flops": None}) + "\n")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "empty").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
