@@ -10,7 +10,7 @@ from model import GPT, GPTConfig, make_optimizers
 from train_rl import forward, forward_all, get_advantages, policy_loss, rollout, split
 from verify import EOS, NEWLINE, PAD, decode, encode, parse_problem, verify
 
-ARGS = argparse.Namespace(task="countdown", level=2, prompts=6, samples=4, seed=0, algo="reinforce", lam=0.95, clip=0.2, epochs=2,
+ARGS = argparse.Namespace(task="countdown", level=2, attempts=1, prompts=6, samples=4, seed=0, algo="reinforce", lam=0.95, clip=0.2, epochs=2,
                           minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0, sft_coef=0.0, pass_k=1, reward="outcome")
 
 
