@@ -24,6 +24,7 @@ import sys
 from tqdm import tqdm
 
 from model import Parser, count, open_folder, positive, run_script, save_table, write_whole
+from sample import wilson
 
 BASE = "train_sft.py --steps {base_steps} --seed {seed} --out {base_dir} --test-problems {n_problems}"
 SAMPLE = "search.py --init {model} --save {out}/found{r}.jsonl --methods majority --budgets 160 --n-problems {n} --seed {r}{seed}"
@@ -87,12 +88,10 @@ def make_row(name, seed, args):
     names = {"seed": seed, "out": out, "n_problems": args.n_problems, "base_dir": base_dir, "base_steps": 6800 // args.divide, "n": max(1, n // args.divide)}
     if [row["step"] for row in read_table(os.path.join(base_dir, "sft.csv"))][-1:] != [str(names["base_steps"])]:      # none, or one that was stopped
         run(BASE, log, **names)
-    last = base_dir
     for r in range(1, rounds + 1):
         for command in commands:
             run(command, log, model=model, r=r, **names)
-        last = out if "train_rl.py" in commands[0] else os.path.join(out, f"round{r}")
-        model = os.path.join(last, "rl.pt" if last == out else "sft.pt")
+        model = os.path.join(out, "rl.pt" if commands[0].startswith(RL) else f"round{r}/sft.pt")
     run(f"search.py --init {{model}} --out {{out}} --seed {{seed}} --n-problems {{n_problems}} --budgets {BUDGETS[0]} {BUDGETS[1]} --methods greedy "
         + " ".join(OWN + VERIFIED + OWN_VERDICTS * judges).replace(" (", "_("), log, model=model, **names)      # without spaces, as in ROWS
     trained, base = read_table(model.replace(".pt", ".csv"))[-1], read_table(os.path.join(base_dir, "sft.csv"))[-1]
@@ -109,11 +108,12 @@ def make_row(name, seed, args):
 
 def with_interval(values, n):
     """
-    The mean of several seeds in percent, and half the width of its 95 % interval (Wilson 1927) over n problems. All seeds
+    The mean of several seeds in percent, and half the width of its 95 % interval over n problems. All seeds
     see the same problems, so more seeds do not make it narrower; differences between rows are surer than it.
     """
-    p, z2 = sum(values) / len(values), 1.96 ** 2
-    return f"{100 * p:.1f} ± {196 * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5 / (1 + z2 / n):.1f}"
+    mean = sum(values) / len(values)
+    low, high = wilson(mean * n, n)
+    return f"{100 * mean:.1f} ± {50 * (high - low):.1f}"
 
 
 def markdown(table):

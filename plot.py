@@ -151,7 +151,7 @@ def main():
     except OSError as error:
         fail(f"{error.filename or path}: {error.strerror}")
     except (KeyError, TypeError, UnicodeDecodeError) as error:
-        fail(f"a table in {os.path.dirname(args.league) if args.league else ', '.join(args.folders)} is not one that the scripts wrote ({error})")
+        fail(f"a table in {args.league or ', '.join(args.folders)} is not one that the scripts wrote ({error})")
 
 
 if __name__ == "__main__":

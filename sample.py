@@ -224,6 +224,13 @@ def for_inference(model, B):
     return TWINS[model]
 
 
+def pad(rows, device):
+    """Lists of token ids as one matrix, shorter ones padded: idx (B, T), length (B,)."""
+    T = max(map(len, rows))
+    idx = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)
+    return idx, torch.tensor([len(row) for row in rows], device=device)
+
+
 def prefill(model, prompts, limit, store=None, slots=None):
     """
     Read all tokens of each prompt (a list of token ids) but the last, or copy them from the store's slots. Returns the cache,
@@ -234,9 +241,7 @@ def prefill(model, prompts, limit, store=None, slots=None):
     T = max(map(len, prompts))
     if T + limit > model.config.block_size:
         raise ValueError(f"{T} + {limit} tokens are more than the model's block_size, {model.config.block_size}")
-    device = model.lm_head.weight.device
-    length = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    idx = torch.tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts], device=device)     # (P, T)
+    idx, length = pad(prompts, model.lm_head.weight.device)             # (P, T), (P,)
     cache = KVCache(model, len(prompts))
     if slots is not None:
         store.load(cache, idx[:, :-1], slots)
@@ -352,6 +357,13 @@ def pass_at_k(n, n_correct, k):
     return 1.0 - math.comb(n - n_correct, k) / math.comb(n, k)
 
 
+def wilson(k, n, z=1.96):
+    """The 95 % interval of a fraction k / n (Wilson 1927)."""
+    p, z2 = k / n, z * z
+    centre, half = p + z2 / (2 * n), z * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
+    return min(p, max(0.0, (centre - half) / (1 + z2 / n))), max(p, min(1.0, (centre + half) / (1 + z2 / n)))
+
+
 @torch.no_grad()
 def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, batch_size=1024):
     """
@@ -380,12 +392,10 @@ def value_auc(model, texts, labels, batch_size=1024):
     P(the value head rates a text with label true above one with label false), half for ties: texts are lists of token ids, the
     value at their last token counts. nan if all labels are the same.
     """
-    values, device = [], model.lm_head.weight.device
+    values = []
     for i in range(0, len(texts), batch_size):
-        batch = texts[i:i + batch_size]
-        ends = torch.tensor([[len(text) - 1] for text in batch], device=device)                 # (B, 1)
-        idx = torch.tensor([text + [0] * (int(ends.max()) + 1 - len(text)) for text in batch], device=device)       # (B, T)
-        values += model(idx)[1].gather(1, ends)[:, 0].tolist()
+        idx, length = pad(texts[i:i + batch_size], model.lm_head.weight.device)
+        values += model(idx)[1].gather(1, length[:, None] - 1)[:, 0].tolist()
     values, labels = torch.tensor(values), torch.tensor(labels, dtype=torch.bool)
     better = values[labels][:, None] - values[~labels]                  # (positives, negatives)
     return ((better > 0) + 0.5 * (better == 0)).mean().item()

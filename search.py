@@ -1,7 +1,7 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                                # all methods over a few budgets -> out/search.csv (45 s on two CPU cores)
+    python search.py                                # all methods over a few budgets -> out/search.csv (40 s on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --problems FILE                # your own problems, a prompt a line
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150      # traces to learn from (train_sft.py --data)
@@ -45,9 +45,9 @@ from tqdm import tqdm
 
 from model import (Parser, between, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, save_table,
                    write_whole)
-from sample import Store, for_inference, generate
-from verify import (EOS, NEWLINE, PAD, choose_task, decode, encode, legal_steps, make_problems, max_tokens, parse_problem, random_lines,
-                    standing_lines, state_value, test_problems, verify)
+from sample import Store, for_inference, generate, pad, wilson
+from verify import (EOS, NEWLINE, choose_task, decode, encode, legal_steps, make_problems, max_tokens, parse_problem, random_lines,
+                    standing_lines, state_value, test_problems, verify, without_verdict)
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
 MIN_LOGPROB = math.log(0.01)                # of a step's beginning that is worth a try
@@ -107,10 +107,6 @@ def answer_of(problem, completion):
     return completion.split("\n")[-2] if problem.task == "expression" and "\n" in completion else completion
 
 
-def without_verdict(completion):
-    return completion.removesuffix("?yes\n").removesuffix("?no\n")
-
-
 def pick(results, score, key=None):
     """One Result for all of a problem's samples: the one with the best score, or key, and the tokens of all."""
     if not results:
@@ -134,14 +130,14 @@ def judge_completions(judge, pairs, batch_size=1024):
     What a model thinks of completions, for each (problem, completion): {"value": its value head at the end, "lines": the product
     of its values after each line (as process reward models rank, Lightman et al. 2023), "verdict": P(yes) after a "?"}.
     """
-    device, (question, yes, no), scores = judge.lm_head.weight.device, encode("?yesno"), []
+    (question, yes, no), scores = encode("?yesno"), []
     texts = [encode(problem.prompt + without_verdict(completion)) + [question] for problem, completion in pairs]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))      # so that little is padded
     for i in range(0, len(order), batch_size):
         rows = [texts[k] for k in order[i:i + batch_size]]
-        idx = torch.tensor([row + [PAD] * (len(rows[-1]) - len(row)) for row in rows], device=device)       # (B, T)
+        idx, length = pad(rows, judge.lm_head.weight.device)
         logits, values = for_inference(judge, len(rows))(idx)
-        ends = torch.tensor([len(row) - 1 for row in rows], device=device)[:, None]                         # (B, 1), of the ?
+        ends = length[:, None] - 1                                      # (B, 1), of the ?
         line_ends = (idx == NEWLINE) & ((idx == NEWLINE).cumsum(1) > 1)                                     # but the prompt's
         yes_or_no = logits.gather(1, ends[..., None].expand(-1, -1, logits.size(-1)))[:, 0, [yes, no]].softmax(-1)
         columns = (values.gather(1, ends - 1).sigmoid()[:, 0], (F.logsigmoid(values) * line_ends).sum(1).exp(), yes_or_no[:, 0])
@@ -211,28 +207,26 @@ def revise(model, problems, budget, scorer="verdict", generator=None, attempts=1
     to go on is not the model's own verdict but the verifier's. An attempt has the room of --attempts solutions; the last one that
     ended counts.
     """
-    texts, spent, read = [""] * len(problems), [0] * len(problems), [0] * len(problems)
-    answers, scores, waiting = [""] * len(problems), [0.0] * len(problems), list(range(len(problems)))
+    spent, read, answers, scores = ([start] * len(problems) for start in (0, 0, "", 0.0))
+    waiting = [(i, encode(problem.prompt)) for i, problem in enumerate(problems)]       # streams, as token ids
     room = max_tokens(problems[0].task, problems[0].level, attempts)
     while waiting:
-        longest = max(len(encode(problems[i].prompt + texts[i])) for i in waiting)
+        longest = max(len(stream) for _, stream in waiting)
         n = max(1, 2 ** 25 // (longest + room) ** 2)                    # few long streams at once: attention is quadratic in memory
         batch, waiting = waiting[:n], waiting[n:]
-        prompts = [encode(problems[i].prompt + texts[i]) for i in batch]
-        samples = generate(model, prompts, [min(room, budget - spent[i]) for i in batch], 1.0, (EOS,), generator)
-        for i, prompt, ids, new in zip(batch, prompts, samples.finished((EOS,)), samples.completions()):
-            read[i] += len(prompt)
+        samples = generate(model, [stream for _, stream in batch], [min(room, budget - spent[i]) for i, _ in batch], 1.0, (EOS,), generator)
+        for (i, stream), ids, new in zip(batch, samples.finished((EOS,)), samples.completions()):
+            read[i] += len(stream)
             spent[i] += len(new)
             if ids is None or "<|" in decode(ids):                      # cut off, or not to be written as text
                 continue
-            answers[i] = texts[i] = texts[i] + decode(ids)
+            answers[i] = decode(stream + ids).removeprefix(problems[i].prompt)
             content = verify(problems[i], answers[i]).correct if scorer == "verifier" else answers[i].endswith("?yes\n")
             waits = "wait\n" * len(standing_lines(answers[i]))
             scores[i] = float(content)
             if not content and waits and spent[i] + len(encode(waits)) < budget and longest + 2 * room < model.config.block_size:
-                texts[i] = answers[i].removesuffix("?yes\n") + waits    # nothing may follow ?yes
                 spent[i] += len(encode(waits))
-                waiting.append(i)
+                waiting.append((i, encode(problems[i].prompt + answers[i].removesuffix("?yes\n") + waits)))      # nothing may follow ?yes
     return [Result(answer, score, n, n_read, bool(answer), [(answer, len(encode(answer)) + 1, None)] if answer else [])
             for answer, score, n, n_read in zip(answers, scores, spent, read)]
 
@@ -537,13 +531,6 @@ WITHOUT_MODEL = {"random steps", "enumeration"}
 OF_VERDICTS = {"vote (verdict)", "best-of-n (verdict)", "revise", "revise (verifier)"}       # for models that have learnt to write them
 
 
-def wilson(k, n, z=1.96):
-    """The 95 % interval of a fraction k / n (Wilson 1927)."""
-    p, z2 = k / n, z * z
-    centre, half = p + z2 / (2 * n), z * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
-    return min(p, max(0.0, (centre - half) / (1 + z2 / n))), max(p, min(1.0, (centre + half) / (1 + z2 / n)))
-
-
 def measure(model, judge, problems, name, budget, args):
     """One row of the table, and the Result of each problem."""
     method, scorer = METHODS[name]
@@ -645,8 +632,7 @@ def main():
                                       os.path.join(args.out, "rl.pt"))
         model, checkpoint = load_checkpoint(args.init, device, needs=("flags",))
         judge = load_checkpoint(args.judge, device)[0] if args.judge else model
-        args.task, args.level = choose_task(args, checkpoint["flags"])
-        args.attempts = args.attempts or checkpoint["flags"].get("attempts", 1)
+        args.task, args.level, args.attempts = choose_task(args, checkpoint["flags"])
         if args.ask is not None:
             problem = parse_problem(args.ask)
             check_level(problem, args)

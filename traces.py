@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 from model import Parser, choose_device, flops_per_token, load_checkpoint, open_folder, positive, run_script, write_whole
 from sample import generate
-from verify import (EOS, decode, encode, first_wrong_turn, max_tokens, parse_problem, read_traces, standing_lines, state_value, verify)
+from verify import (EOS, decode, encode, first_wrong_turn, max_tokens, parse_problem, read_traces, standing_lines, state_value,
+                    verify, without_verdict)
 
 
 def new_trace(trace, completion):
@@ -78,10 +79,6 @@ def sample_ends(model, prefixes, n_samples, attempts, rng, batch_size=128):
         right += found
         n_tokens += int(samples.mask.sum()) + sum(map(len, starts))
     return right, n_tokens
-
-
-def without_verdict(completion):
-    return completion.removesuffix("?yes\n").removesuffix("?no\n")
 
 
 def write_verdicts(traces):

@@ -280,8 +280,7 @@ def main():
         trained = checkpoint["flags"]
         if args.resume:
             args.__dict__.update(trained, out=args.out, device=args.device, profile=args.profile, resume=True)
-        args.task, args.level = choose_task(args, trained)
-        args.attempts = args.attempts or trained.get("attempts", 1)
+        args.task, args.level, args.attempts = choose_task(args, trained)
         if args.samples < 2:
             raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
         test = test_problems(args.task, args.level, args.test_problems)
@@ -305,11 +304,10 @@ def main():
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
     prompts = [encode(problem.prompt) for problem in test]
-    states, solvable = labelled_states(args.task, args.level)
-    states = [encode(state) for state in states]
+    states = labelled_states(args.task, args.level)
 
     def measure(n):
-        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed) | {"value_auc": value_auc(model, states, solvable)}
+        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed) | {"value_auc": value_auc(model, *states)}
 
     def save(step):
         save_checkpoint(os.path.join(args.out, "rl.pt"), model, optimizers, step=step, tokens=tokens, flops=flops,

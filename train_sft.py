@@ -230,8 +230,7 @@ def main():
         else:
             torch.manual_seed(args.seed)
             model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
-        args.task, args.level = choose_task(args, trained)
-        args.attempts = args.attempts or (trained or {}).get("attempts", 1)
+        args.task, args.level, args.attempts = choose_task(args, trained)
         if args.direct and args.task != "expression":
             raise ValueError("--direct is for --task expression: in countdown every line is part of the answer")
         if args.data and (args.direct or args.shots):
@@ -263,11 +262,10 @@ def main():
         start, tokens, flops, table = (checkpoint[key] for key in ("step", "tokens", "flops", "table"))
     n_workers = args.workers if args.workers is not None else 8 * (device.type == "cuda")
     order = np.random.default_rng(args.seed).permutation(len(traces))
-    states, solvable = labelled_states(args.task, args.level)
-    states = [encode(state) for state in states]
+    states = labelled_states(args.task, args.level)
 
     def measure(n):
-        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed) | {"value_auc": value_auc(model, states, solvable)}
+        return evaluate(model, prompts[:n], make_judge(test), room, (EOS,), seed=args.seed) | {"value_auc": value_auc(model, *states)}
 
     def save(step):
         save_checkpoint(os.path.join(args.out, "sft.pt"), model, optimizers, step=step, tokens=tokens, flops=flops,

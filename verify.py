@@ -144,10 +144,11 @@ test_problems.__test__ = False              # not a test, whatever pytest makes 
 
 
 def choose_task(args, trained=None):
-    """(task, level) of a script's flags; where they are not given those of a checkpoint's, `trained`, else the defaults."""
+    """(task, level, attempts) of a script's flags; where they are not given those of a checkpoint's, `trained`, else the defaults."""
     trained = trained or {"task": "countdown", "level": DEFAULT_LEVEL["countdown"]}
     task = args.task or trained["task"]
-    return task, args.level or (trained["level"] if task == trained["task"] else DEFAULT_LEVEL[task])
+    level = args.level or (trained["level"] if task == trained["task"] else DEFAULT_LEVEL[task])
+    return task, level, args.attempts or trained.get("attempts", 1)
 
 
 def max_tokens(task, level, attempts=1):
@@ -158,13 +159,13 @@ def max_tokens(task, level, attempts=1):
 def labelled_states(task, level, n=2000):
     """
     What a value head can be measured on: n test problems of countdown, each with one or more random legal steps but not all, and
-    whether it can still be solved: (list of prompts with steps, list of bool). Empty where there is no such thing.
+    whether it can still be solved: (list of token ids, list of bool). Empty where there is no such thing.
     """
     if task != "countdown" or level < 3:
         return [], []
     rng, problems = np.random.default_rng(TEST_SEED), test_problems(task, level, n)
     steps = [random_lines(problem.numbers, rng.integers(1, level - 1), rng)[0] for problem in problems]
-    return [problem.prompt + lines for problem, lines in zip(problems, steps)], [state_value(*pair) for pair in zip(problems, steps)]
+    return [encode(problem.prompt + lines) for problem, lines in zip(problems, steps)], [state_value(*pair) for pair in zip(problems, steps)]
 
 
 def make_judge(problems):
@@ -546,6 +547,11 @@ def standing_lines(completion):
         elif line not in ("?yes", "?no"):
             standing.append(number)
     return standing
+
+
+def without_verdict(completion):
+    """A completion without the verdict at its end, if there is one."""
+    return completion.removesuffix("?yes\n").removesuffix("?no\n")
 
 
 def imitated_lines(completion, correct):
