@@ -3,6 +3,7 @@ The league table: every hypothesis about how o1 was made, from one base model, a
 
     python league.py                        # three seeds -> results/league.csv, results/league.md (half an hour a seed on two CPU cores)
     python league.py --quick                # one seed, half of everything -> out/league_quick
+    python league.py --level 4 --seeds 0    # four numbers -> out/league_level4
 
 Nothing happens here but command lines, which the other scripts run: each row of the table is the list of commands that
 makes it, and anyone can type them. A row that is in the table is not run again, so a league that was stopped goes on
@@ -26,9 +27,9 @@ from tqdm import tqdm
 from model import Parser, count, open_folder, positive, run_script, save_table, write_whole
 from sample import wilson
 
-BASE = "train_sft.py --steps {base_steps} --seed {seed} --out {base_dir} --test-problems {n_problems}"
-SAMPLE = "search.py --init {model} --save {out}/found{r}.jsonl --methods majority --budgets 160 --n-problems {n} --seed {r}{seed}"
-SEARCH = "search.py --init {model} --save {out}/found{r}.jsonl --methods mcts_(verifier) --budgets 150 --n-problems {n} --seed {r}{seed}"
+BASE = "train_sft.py --level {level} --steps {base_steps} --seed {seed} --out {base_dir} --test-problems {n_problems}"
+SAMPLE = "search.py --init {model} --save {out}/found{r}.jsonl --methods majority --budgets {sampled} --n-problems {n} --seed {r}{seed}"
+SEARCH = "search.py --init {model} --save {out}/found{r}.jsonl --methods mcts_(verifier) --budgets {searched} --n-problems {n} --seed {r}{seed}"
 WRITE = "traces.py --init {model} --data {out}/found{r}.jsonl --save {out}/traces{r}.jsonl --seed {seed} --write "
 LEARN = "train_sft.py --init {model} --data {out}/traces{r}.jsonl --out {out}/round{r} --seed {seed} --test-problems {n_problems}"
 RL = "train_rl.py --init {model} --out {out} --sft-coef 0 --seed {seed} --steps {n} --test-problems {n_problems} "
@@ -85,7 +86,8 @@ def make_row(name, seed, args):
     os.makedirs(out, exist_ok=True)
     judges = any("verdicts" in command or "continuations" in command for command in commands)
     log, model = os.path.join(out, "log.txt"), os.path.join(base_dir, "sft.pt")
-    names = {"seed": seed, "out": out, "n_problems": args.n_problems, "base_dir": base_dir, "base_steps": 6800 // args.divide, "n": max(1, n // args.divide)}
+    names = {"seed": seed, "out": out, "n_problems": args.n_problems, "base_dir": base_dir, "base_steps": 6800 // args.divide, "n": max(1, n // args.divide),
+             "level": args.level, "sampled": 160 * (args.level - 2), "searched": 150 * (args.level - 2)}     # tokens a training problem
     if [row["step"] for row in read_table(os.path.join(base_dir, "sft.csv"))][-1:] != [str(names["base_steps"])]:      # none, or one that was stopped
         run(BASE, log, **names)
     for r in range(1, rounds + 1):
@@ -139,13 +141,15 @@ def main():
     parser = Parser(description="Run every hypothesis from one base at equal training FLOPs, and write the league table.")
     parser.add_argument("--seeds", nargs="+", type=count, default=None, metavar="N", help="default 0 1 2; with --quick 0")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
+    parser.add_argument("--level", type=int, choices=[3, 4, 5, 6], default=3, help="how many numbers a problem has (default 3)")
     parser.add_argument("--n-problems", type=positive, help="test problems (default 1000; with --quick 300)")
     parser.add_argument("--quick", action="store_true", help="one seed, a base and rows of half the length, fewer problems")
-    parser.add_argument("--out", metavar="DIR", help="folder for checkpoints, traces and logs (default out/league; with --quick out/league_quick)")
-    parser.add_argument("--results", metavar="DIR", help="folder for league.csv and league.md (default results; with --quick that of --out)")
+    parser.add_argument("--out", metavar="DIR", help="folder for checkpoints, traces and logs (default out/league; with --quick out/league_quick; "
+                        "with --level 4 out/league_level4)")
+    parser.add_argument("--results", metavar="DIR", help="folder for league.csv and league.md (default results at level 3, else that of --out; with --quick too)")
     args = parser.parse_args()
-    args.out = args.out or ("out/league_quick" if args.quick else "out/league")
-    args.results = args.results or (args.out if args.quick else "results")
+    args.out = args.out or "out/league" + "_quick" * args.quick + f"_level{args.level}" * (args.level != 3)
+    args.results = args.results or (args.out if args.quick or args.level != 3 else "results")
     args.n_problems = args.n_problems or (300 if args.quick else 1000)
     args.divide = 2 if args.quick else 1
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])

@@ -54,7 +54,8 @@ def parse_args():
     # the loss
     parser.add_argument("--lr", type=between(0, math.inf), default=1e-3, help="peak learning rate (default 1e-3)")
     parser.add_argument("--warmup", type=positive, default=5, help="steps of linear warm-up (default 5)")
-    parser.add_argument("--value-coef", type=between(0, math.inf), default=0.5, help="weight of the value loss (default 0.5)")
+    parser.add_argument("--value-coef", type=between(0, math.inf), default=0.02, help="weight of the value loss; much more drowns the policy's gradient "
+                        "(default 0.02)")
     parser.add_argument("--pass-k", type=positive, default=1, help="reinforce: maximise P(one of k samples is right) (default 1)")
     parser.add_argument("--sft-coef", type=between(0, math.inf), default=0.5, help="weight of imitating worked solutions beside (default 0.5)")
     parser.add_argument("--entropy-coef", type=between(0, math.inf), default=0.0, help="weight of an entropy bonus (default 0)")

@@ -53,6 +53,8 @@ def parse_args():
                         "solution up to its first result only: the rest is mastered soon (default 0.13)")
     parser.add_argument("--honest", type=between(0, 1), default=0.5, help="of the sixth batch, the share that shows random steps, of which only "
                         "the arithmetic is imitated (default 0.5)")
+    parser.add_argument("--retries", action="store_true", help="in half of these the random steps are taken back and the solution follows: a base "
+                        "that can learn to correct itself")
     parser.add_argument("--direct", action="store_true", help="expression: imitate the answer alone, without a chain of thought")
     parser.add_argument("--shots", type=count, default=0, help="0 to this many solved examples before each problem, and all of them before the "
                         "test problems (default 0)")
@@ -124,18 +126,26 @@ def worked(problem, solution, begin_only):
     return Example(encode(problem.prompt), ids, [True] * len(ids), [math.nan] * len(ids))
 
 
-def honest(problem, rng):
+def honest(problem, rng, solution=None):
     """
     Random legal steps to the end, of which only what follows each `=` is imitated. In worked solutions the last line always
     ends in the target: a model that has seen nothing else writes the target in a dead end too, and can tell no wrong
     arithmetic from right. The value head learns how they ended.
+
+    With a solution one or more such steps, which are taken back (not to be imitated either), and the solution behind them: a
+    plan far away from the prompt is learnt apart from one that stands beside it.
     """
-    text, left = random_lines(problem.numbers, problem.level - 1, rng, below=1000)
-    ids, imitate, follows = encode(text) + [EOS], [], False
+    n = int(rng.integers(1, problem.level)) if solution else problem.level - 1
+    text, left = random_lines(problem.numbers, n, rng, below=1000)
+    if solution:
+        text += "?no\n" * (n == problem.level - 1 and rng.random() < 0.5) + "wait\n" * n
+    ids, imitate, follows = encode(text), [], False
     for token in ids:
-        imitate.append(follows or token == EOS)
+        imitate.append(follows)
         follows = (follows or token == EQUALS) and token != NEWLINE
-    return Example(encode(problem.prompt), ids, imitate, [float(left == [problem.target])] * len(ids))
+    end = encode(solution or "") + [EOS]
+    label = math.nan if solution else float(left == [problem.target])
+    return Example(encode(problem.prompt), ids + end, imitate + [True] * len(end), [label] * len(ids + end))
 
 
 def from_trace(trace):
@@ -284,7 +294,8 @@ def main():
             examples = [worked(problem, solution, begins and step % 6) for problem, solution in zip(problems, solutions)]
             if begins and step % 6 == 0:
                 n_honest = round(args.honest * len(problems))
-                examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
+                for i in range(n_honest):
+                    examples[i] = honest(problems[i], rng, solutions[i] if args.retries and i % 2 == 0 else None)
             if args.shots:
                 shots = solved_examples(args, rng.integers(args.shots + 1), rng)
                 examples = [replace(example, prompt=shots + example.prompt) for example in examples]

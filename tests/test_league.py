@@ -74,6 +74,13 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
     assert text.count("\n") == 2 + 3 and "| REINFORCE | 50.0 ± " in text
 
 
+def test_another_level_has_longer_searches_and_a_folder_of_its_own(monkeypatch, tmp_path, ran):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["league.py", "--level", "4", "--seeds", "0", "--rows", "filter: sample, imitate"])
+    league.main()
+    assert ran[0].startswith("train_sft.py --level 4 ") and "--budgets 320 " in ran[1] and os.path.exists("out/league_level4/league.md")
+
+
 def test_interval_is_wilsons():
     low, high = wilson(800, 1000)
     mean, half = league.with_interval([0.7, 0.9], 1000).split(" ± ")

@@ -9,7 +9,7 @@ import torch
 
 from model import GPT, GPTConfig
 from train_sft import Example, answer, from_trace, honest, introduce_words, make_batch, solved_examples, worked
-from verify import EOS, PAD, decode, encode, imitated_lines, parse_problem, read_traces, test_problems, verify
+from verify import EOS, PAD, decode, encode, imitated_lines, parse_problem, read_traces, solve, test_problems, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
 WANDERING = "9+5=14,3 2 14\nwait\n9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n?yes\n"
@@ -96,6 +96,21 @@ def test_honest_examples_are_legal_and_teach_the_arithmetic_only():
         taught = decode([token for token, flag in zip(example.completion, example.imitate) if flag])
         assert taught.removesuffix("<|eos|>") == "".join(line.split("=")[1] + "\n" for line in text.splitlines())
     assert 0 < hits < 150
+
+
+def test_a_retry_is_right_and_teaches_the_arithmetic_and_what_follows_the_waits():
+    rng, taken_back = np.random.default_rng(0), set()
+    for problem in test_problems("countdown", 3, 100):
+        solution = solve(problem, rng)
+        example = honest(problem, rng, solution)
+        text = decode(example.completion[:-1])
+        first, n_waits = text.removesuffix(solution).replace("?no\n", ""), text.count("wait\n")
+        assert text.endswith("wait\n" + solution) and verify(problem, text).correct and first.count("\n") == 2 * n_waits
+        assert example.completion[-1] == EOS and all(map(math.isnan, example.labels))
+        taught = decode([token for token, flag in zip(example.completion, example.imitate) if flag])
+        assert taught == "".join(line.split("=")[1] + "\n" for line in first.splitlines()[:n_waits]) + solution + "<|eos|>"
+        taken_back.add((n_waits, "?no" in text))
+    assert taken_back == {(1, False), (2, False), (2, True)}
 
 
 def test_solved_examples_are_prompts_with_their_answers():
