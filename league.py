@@ -34,7 +34,7 @@ WRITE = "traces.py --init {model} --data {out}/found{r}.jsonl --save {out}/trace
 LEARN = "train_sft.py --init {model} --data {out}/traces{r}.jsonl --out {out}/round{r} --seed {seed} --test-problems {n_problems}"
 RL = "train_rl.py --init {model} --out {out} --sft-coef 0 --seed {seed} --steps {n} --test-problems {n_problems} "
 
-# name: (hypothesis, commands of a round, rounds, problems a round or RL steps). The numbers make the FLOPs equal.
+# name: (hypothesis, commands of a round, rounds, problems a round or RL steps). The numbers make the FLOPs equal at level 3.
 ROWS = {
     "base": ("", [], 0, 0),
     "REINFORCE": ("outcome reward", [RL], 1, 50),
@@ -81,7 +81,7 @@ def read_table(path):
 def make_row(name, seed, args):
     """Run the commands of a row and measure what they made."""
     hypothesis, commands, rounds, n = ROWS[name]
-    folder = os.path.join(args.out, f"seed{seed}")
+    folder = os.path.join(args.out, f"level{args.level}_seed{seed}")
     base_dir, out = os.path.join(folder, "base"), os.path.join(folder, "".join(c if c.isalnum() else "_" for c in name))
     os.makedirs(out, exist_ok=True)
     judges = any("verdicts" in command or "continuations" in command for command in commands)
@@ -98,7 +98,7 @@ def make_row(name, seed, args):
         + " ".join(OWN + VERIFIED + OWN_VERDICTS * judges).replace(" (", "_("), log, model=model, **names)      # without spaces, as in ROWS
     trained, base = read_table(model.replace(".pt", ".csv"))[-1], read_table(os.path.join(base_dir, "sft.csv"))[-1]
     searched = read_table(os.path.join(out, "search.csv"))
-    row = {"row": name, "hypothesis": hypothesis, "seed": seed, "problems": args.n_problems, "train_flops": float(trained["flops"]) - float(base["flops"]),
+    row = {"row": name, "hypothesis": hypothesis, "level": args.level, "seed": seed, "problems": args.n_problems, "train_flops": float(trained["flops"]) - float(base["flops"]),
            "tokens_greedy": next(float(s["tokens_per_problem"]) for s in searched if s["method"] == "greedy")}
     row |= {key: float(trained[key]) for key in ("greedy", "sampled", "pass16", "value_auc")}
     for kind, methods in (("own", OWN + OWN_VERDICTS), ("verified", VERIFIED)):
@@ -157,6 +157,8 @@ def main():
     for folder in (args.out, args.results):
         open_folder(folder)
     table = read_table(path)
+    if any(int(row["level"]) != args.level for row in table):
+        parser.error(f"{path} is not a league of --level {args.level}: name another folder with --results")
     done = {(row["row"], int(row["seed"])) for row in table}
     work = [(seed, name) for seed in args.seeds for name in args.rows or ROWS if (name, seed) not in done]
     if done:

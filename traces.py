@@ -1,7 +1,7 @@
 """
 Turn what a model found, right and wrong, into what there is to learn from it.
 
-    python search.py --init out/sft.pt --save out/found.jsonl --methods majority --budgets 120 --n-problems 8000
+    python search.py --init out/sft.pt --save out/found.jsonl --methods majority --budgets 160 --n-problems 7500
     python traces.py --write verdicts --data out/found.jsonl --save out/traces.jsonl
     python train_sft.py --init out/sft.pt --data out/traces.jsonl --out out/judge
 
@@ -15,14 +15,14 @@ A file of traces comes in, another goes out. What is written of them (`--write`)
     continuations   verdicts, where failed ones go on after ?no: as many `wait`s as lead back to before the first wrong turn,
                     from there a sample of the model's own that is right, and ?yes
 
-Each different attempt of a problem is written once. Right ones stay, and those that could not be mended: a model that only
-ever saw mended ones would learn to take back whatever it has written.
-
 and what the value head is to learn of each line (`--label`), a process reward model's labels:
 
     given           nothing new: the verdict counts for all tokens, as for an outcome reward model, but where steps are taken back
     rollouts        the share of --samples samples, from there to the end, that are right (Math-Shepherd, Wang et al. 2024)
     exact           whether the problem can still be solved, by enumeration: the yardstick that no language task has
+
+Each different attempt of a problem is written once. Right ones stay, and those that could not be mended: a model that only
+ever saw mended ones would learn to take back whatever it has written.
 
 All solutions are the model's own. What is exact is the verdict on finished ones and, in continuations, composites and
 exact labels, which turn was the first wrong one.

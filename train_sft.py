@@ -53,8 +53,8 @@ def parse_args():
                         "solution up to its first result only: the rest is mastered soon (default 0.13)")
     parser.add_argument("--honest", type=between(0, 1), default=0.5, help="of the sixth batch, the share that shows random steps, of which only "
                         "the arithmetic is imitated (default 0.5)")
-    parser.add_argument("--retries", action="store_true", help="in half of these the random steps are taken back and the solution follows: a base "
-                        "that can learn to correct itself")
+    parser.add_argument("--retries", action="store_true", help="countdown: in half of what --honest shows the steps are taken back and a solution "
+                        "follows: for a base that is to learn to correct itself")
     parser.add_argument("--direct", action="store_true", help="expression: imitate the answer alone, without a chain of thought")
     parser.add_argument("--shots", type=count, default=0, help="0 to this many solved examples before each problem, and all of them before the "
                         "test problems (default 0)")
@@ -126,26 +126,37 @@ def worked(problem, solution, begin_only):
     return Example(encode(problem.prompt), ids, [True] * len(ids), [math.nan] * len(ids))
 
 
-def honest(problem, rng, solution=None):
+def follows_equals(ids):
+    """For each token whether it stands behind an `=` in its line."""
+    flags, follows = [], False
+    for token in ids:
+        flags.append(follows)
+        follows = (follows or token == EQUALS) and token != NEWLINE
+    return flags
+
+
+def honest(problem, rng):
     """
     Random legal steps to the end, of which only what follows each `=` is imitated. In worked solutions the last line always
     ends in the target: a model that has seen nothing else writes the target in a dead end too, and can tell no wrong
     arithmetic from right. The value head learns how they ended.
-
-    With a solution one or more such steps, which are taken back (not to be imitated either), and the solution behind them: a
-    plan far away from the prompt is learnt apart from one that stands beside it.
     """
-    n = int(rng.integers(1, problem.level)) if solution else problem.level - 1
-    text, left = random_lines(problem.numbers, n, rng, below=1000)
-    if solution:
-        text += "?no\n" * (n == problem.level - 1 and rng.random() < 0.5) + "wait\n" * n
-    ids, imitate, follows = encode(text), [], False
-    for token in ids:
-        imitate.append(follows)
-        follows = (follows or token == EQUALS) and token != NEWLINE
-    end = encode(solution or "") + [EOS]
-    label = math.nan if solution else float(left == [problem.target])
-    return Example(encode(problem.prompt), ids + end, imitate + [True] * len(end), [label] * len(ids + end))
+    text, left = random_lines(problem.numbers, problem.level - 1, rng, below=1000)
+    ids = encode(text)
+    return Example(encode(problem.prompt), ids + [EOS], follows_equals(ids) + [True], [float(left == [problem.target])] * (len(ids) + 1))
+
+
+def retry(problem, solution, rng):
+    """
+    One or more random legal steps, of which again only the arithmetic is imitated; `wait`s that take all of them back, some
+    behind a ?no, which are not imitated at all; and a worked solution, which is. A plan that stands far away from the prompt
+    has to be learnt apart from one that stands beside it.
+    """
+    n = int(rng.integers(1, problem.level))
+    text, _ = random_lines(problem.numbers, n, rng, below=1000)
+    taken_back = encode(text + "?no\n" * (n == problem.level - 1 and rng.random() < 0.5) + "wait\n" * n)
+    ids = encode(solution) + [EOS]
+    return Example(encode(problem.prompt), taken_back + ids, follows_equals(taken_back) + [True] * len(ids), [math.nan] * len(taken_back + ids))
 
 
 def from_trace(trace):
@@ -245,6 +256,8 @@ def main():
             raise ValueError("--direct is for --task expression: in countdown every line is part of the answer")
         if args.data and (args.direct or args.shots):
             raise ValueError("--direct and --shots are for worked solutions: with --data leave them out")
+        if args.retries and (args.data or args.task != "countdown" or not args.honest):
+            raise ValueError("--retries is for worked solutions of --task countdown, beside --honest: leave it out")
         if args.data and not (args.init or args.resume):
             raise ValueError("--data needs a model to start from: --init")
         traces = [trace for path in args.data or [] for trace in read_traces(path)]
@@ -294,8 +307,8 @@ def main():
             examples = [worked(problem, solution, begins and step % 6) for problem, solution in zip(problems, solutions)]
             if begins and step % 6 == 0:
                 n_honest = round(args.honest * len(problems))
-                for i in range(n_honest):
-                    examples[i] = honest(problems[i], rng, solutions[i] if args.retries and i % 2 == 0 else None)
+                for i, (problem, solution) in enumerate(zip(problems[:n_honest], solutions)):
+                    examples[i] = retry(problem, solution, rng) if args.retries and i % 2 == 0 else honest(problem, rng)
             if args.shots:
                 shots = solved_examples(args, rng.integers(args.shots + 1), rng)
                 examples = [replace(example, prompt=shots + example.prompt) for example in examples]

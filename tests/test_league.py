@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import league
-from search import METHODS, wilson
+from sample import wilson
+from search import METHODS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -62,7 +63,7 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
     names = ["base", "REINFORCE", "guidance: search, distil"]
     table = league_main(monkeypatch, tmp_path, "--seeds", "0", "--rows", *names)
     assert [row["row"] for row in table] == names
-    assert ran[0].startswith("train_sft.py") and sum("train_sft.py --steps" in command for command in ran) == 1     # one base
+    assert ran[0].startswith("train_sft.py") and sum("--steps 6800" in command for command in ran) == 1     # one base
     rounds = [command for command in ran if "guidance" in command and "train_sft.py" in command]
     assert len(rounds) == league.ROWS[names[2]][2] and all(f"round{r}/sft.pt" in rounds[r] for r in range(1, len(rounds)))     # each from the one before
     assert table[0]["own256"] == "0.6" and table[0]["own256_method"] == "vote (value)" and table[0]["verified1024_method"] in league.VERIFIED
@@ -76,15 +77,20 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
 
 def test_another_level_has_longer_searches_and_a_folder_of_its_own(monkeypatch, tmp_path, ran):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["league.py", "--level", "4", "--seeds", "0", "--rows", "filter: sample, imitate"])
+    monkeypatch.setattr("sys.argv", ["league.py", "--level", "4", "--seeds", "0", "--rows", "filter: sample, imitate", "guidance: search, distil"])
     league.main()
     assert ran[0].startswith("train_sft.py --level 4 ") and "--budgets 320 " in ran[1] and os.path.exists("out/league_level4/league.md")
+    assert any("mcts" in command and "--budgets 300 " in command for command in ran)
+    monkeypatch.setattr("sys.argv", ["league.py", "--results", "out/league_level4"])
+    with pytest.raises(SystemExit) as stopped:                          # three numbers in the same table
+        league.main()
+    assert stopped.value.code == 2
 
 
 def test_interval_is_wilsons():
     low, high = wilson(800, 1000)
     mean, half = league.with_interval([0.7, 0.9], 1000).split(" ± ")
-    assert mean == "80.0" and float(half) == pytest.approx(50 * (high - low), abs=0.06)
+    assert mean == "80.0" and half == "2.5" and float(half) == pytest.approx(50 * (high - low), abs=0.06)
 
 
 def test_a_command_that_fails_ends_the_league(tmp_path, capfd):

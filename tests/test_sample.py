@@ -11,7 +11,7 @@ import torch
 
 import sample
 from model import GPT, GPTConfig, KVCache
-from sample import GraphRows, Rows, Store, TritonRows, evaluate, generate, pass_at_k, sample_token, value_auc
+from sample import GraphRows, Rows, Store, TritonRows, evaluate, generate, pass_at_k, sample_token, value_auc, wilson
 from train_rl import forward
 from verify import EOS, encode
 
@@ -341,3 +341,9 @@ def test_value_auc_is_the_share_of_pairs_in_the_right_order():
     pairs = [(a > b) + 0.5 * (a == b) for a, is_a in zip(values, labels) for b, is_b in zip(values, labels) if is_a and not is_b]
     assert value_auc(model, texts, labels, batch_size=4) == pytest.approx(sum(pairs) / len(pairs))
     assert math.isnan(value_auc(model, texts, [True] * len(texts))) and math.isnan(value_auc(model, [], []))
+
+
+def test_wilson():
+    assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))      # Wilson 1927; figures of Brown, Cai & DasGupta 2001
+    assert wilson(10, 10)[1] == 1.0
+    assert wilson(80, 100) == (pytest.approx(0.7112, abs=1e-3), pytest.approx(0.8666, abs=1e-3))

@@ -10,7 +10,7 @@ import torch
 
 from model import GPT, GPTConfig
 from search import (METHODS, MIN_LOGPROB, Node, Result, backup, expand, judge_completions, mcts_searches, rank, revise, sample_n, save_traces, select,
-                    sigmoid, start, wilson)
+                    sigmoid, start)
 from verify import EOS, NEWLINE, encode, legal_steps, parse_problem, test_problems, verify
 
 
@@ -183,12 +183,6 @@ def test_traces_are_all_that_was_found(model, tmp_path, monkeypatch, name):
             if "values" in trace:
                 assert len(trace["values"]) == trace["completion"].count("\n") and all(value is None or 0 <= value <= 1 for value in trace["values"])
     assert len(traces) > 3 and sum(trace["flops"] for trace in traces) == pytest.approx(120.0)
-
-
-def test_wilson():
-    assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))      # Wilson 1927; figures of Brown, Cai & DasGupta 2001
-    assert wilson(10, 10)[1] == 1.0
-    assert wilson(80, 100) == (pytest.approx(0.7112, abs=1e-3), pytest.approx(0.8666, abs=1e-3))
 
 
 def test_enumeration_writes_the_whole_tree_once_and_finds_everything():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from train_sft import Example, answer, from_trace, honest, introduce_words, make_batch, solved_examples, worked
+from train_sft import Example, answer, from_trace, honest, introduce_words, make_batch, retry, solved_examples, worked
 from verify import EOS, PAD, decode, encode, imitated_lines, parse_problem, read_traces, solve, test_problems, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
@@ -102,7 +102,7 @@ def test_a_retry_is_right_and_teaches_the_arithmetic_and_what_follows_the_waits(
     rng, taken_back = np.random.default_rng(0), set()
     for problem in test_problems("countdown", 3, 100):
         solution = solve(problem, rng)
-        example = honest(problem, rng, solution)
+        example = retry(problem, solution, rng)
         text = decode(example.completion[:-1])
         first, n_waits = text.removesuffix(solution).replace("?no\n", ""), text.count("wait\n")
         assert text.endswith("wait\n" + solution) and verify(problem, text).correct and first.count("\n") == 2 * n_waits
