@@ -17,7 +17,7 @@ What differs between the algorithms is in `get_advantages`, in `policy_loss`, an
 RL alone sharpens: a single sample gets better, but the policy forgets what it found only now and then, and pass@16 falls.
 What slows that fall is to go on imitating worked solutions beside the policy gradient (`--sft-coef`; the PPO-ptx of
 Ouyang et al. 2022). With `--sft-coef 0`, `--pass-k 4` does so too, by giving most weight to problems that are rarely solved,
-at the price of a slower rise. The README has figures for `--sft-coef`.
+at the price of a slower rise. The README has figures.
 
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al. 2025); groups
 without signal are dropped (DAPO, Yu et al. 2025); the critic's targets are the outcomes themselves, lambda = 1, and only
