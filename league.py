@@ -2,7 +2,7 @@
 The league table: every hypothesis about how o1 was made, from one base model, at equal training FLOPs.
 
     python league.py                        # three seeds -> results/league.csv, results/league.md (half an hour a seed on two CPU cores)
-    python league.py --quick                # one seed, half of everything -> out/league_quick
+    python league.py --quick                # one seed, half of everything -> out/league_quick (16 min)
     python league.py --level 4 --seeds 0    # four numbers -> out/league_level4
 
 Nothing happens here but command lines, which the other scripts run: each row of the table is the list of commands that
