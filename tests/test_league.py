@@ -1,90 +1,158 @@
-"""The league: its command lines are ones the scripts take, rows are measured from the tables they wrote, and none is run twice."""
-import csv
+"""
+The league: its command lines are ones the scripts take, rows are measured from the tables they wrote, none is
+run twice, and its picture shows what the table says.
+"""
 import os
 import re
-import subprocess
-import sys
+import shlex
 
+import matplotlib.pyplot as plt
 import pytest
 
-import league
-from sample import wilson
-from search import METHODS
+from experiments import league, plot_league
+from metrics import wilson
+from plot import read
+from scripts import ROOT, run_here, table, write_table
+from verify import TASKS
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def test_every_command_has_flags_that_its_script_knows():
-    commands = {league.BASE} | {command for _, commands, _, _ in league.ROWS.values() for command in commands}
-    for script in {command.split()[0] for command in commands}:
-        said = subprocess.run([sys.executable, os.path.join(ROOT, script), "--help"], capture_output=True, text=True).stdout
-        for command in commands:
-            if command.startswith(script):
-                assert all(f"{flag} " in said for flag in re.findall(r"--[a-z-]+", command)), command
-    assert set(league.OWN + league.OWN_VERDICTS + league.VERIFIED) <= set(METHODS)
+NAMES = {"seed": 0, "out": "o u t", "base_dir": "b", "n_problems": 7, "level": 3, "base_steps": 5, "n": 2,
+         "stream": 99, "sampled": 160, "searched": 150, "model": "m.pt", "r": 1}
 
 
-def write(path, row):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, row[0] if isinstance(row, list) else row)
-        writer.writeheader()
-        writer.writerows(row if isinstance(row, list) else [row])
+def words_of(command):
+    """The script of a command line, and the words behind it."""
+    words = shlex.split(command.format(**{key: shlex.quote(str(value)) for key, value in NAMES.items()}))
+    return (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
 
+
+def all_commands(monkeypatch):
+    commands = [league.BASE, *(command for _, commands, _, _ in league.ROWS.values() for command in commands)]
+    monkeypatch.setattr(league, "run", lambda command, log, **names: commands.append(command))
+    for writes_verdicts in (False, True):
+        league.search_for_answers("m.pt", writes_verdicts, "log.txt", {})
+    return list(dict.fromkeys(commands))
+
+
+def test_every_command_has_flags_that_its_script_knows(monkeypatch):
+    """And values that it takes: with --help at the end a script reads what stands before it, and ends."""
+    monkeypatch.setenv("COLUMNS", "100000")                             # no flag broken at its hyphen
+    commands = all_commands(monkeypatch)
+    scripts = set()
+    for command in commands:
+        script, words = words_of(command)
+        done = run_here(script, *words, "--help")
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        flags = [word for word in words if word.startswith("--")]
+        assert flags and all(f" {flag} " in done.stdout for flag in flags), command
+        scripts.add(script)
+    assert scripts == {"train_sft.py", "train_rl.py", "search.py", "experiments.rewrite",
+                       "experiments.rewards", "experiments.judges"}
+
+
+def test_a_flag_or_a_value_that_a_script_does_not_know_would_be_found():
+    assert run_here("search.py", "--methods", "revise", "--help").returncode == 2
+    assert run_here("train_rl.py", "--algo", "ppo-exact", "--help").returncode == 2
+    assert " --judge " not in run_here("search.py", "--help").stdout
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Rows
 
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
-    """Commands are kept, not run; what they would write is a stand-in whose figures grow from command to command."""
+    """
+    Commands are kept, not run; what they would write is a stand-in, whose FLOPs grow from one to the next.
+    """
     commands = []
 
     def run(command, log, **names):
         command = command.format(**names)
         commands.append(command)
         out = re.search("--out ([^ ]+)", command)
-        trained = {"step": 6800, "flops": 1e12 * len(commands), "greedy": 0.5, "sampled": 0.4, "pass16": 0.9, "value_auc": 0.8}
-        if command.startswith("train"):
-            name = command[6:].split(".")[0]
-            write(f"{out[1]}/{name}.csv", trained)
+        trained = {"step": 6800, "flops": 1e12 * len(commands), "greedy": 0.5, "sampled": 0.4, "pass16": 0.9,
+                   "value_auc": 0.8}
+        if command.startswith(("train", "-m experiments.rewards")):
+            name = "sft" if command.startswith("train_sft") else "rl"
+            write_table(f"{out[1]}/{name}.csv", [trained])
             open(f"{out[1]}/{name}.pt", "w").close()
         elif "--methods greedy" in command:
-            write(f"{out[1]}/search.csv", [{"method": method, "budget": budget, "accuracy": 0.6 if method == "vote (value)" else 0.5 + budget / 1e5,
-                                           "tokens_per_problem": 27} for method in ["greedy", *league.OWN, *league.VERIFIED] for budget in league.BUDGETS])
+            methods = [*league.ALONE, *league.OWN, *league.VERIFIED]
+            methods += league.OWN_MORE if "experiments.judges" in command else []
+            best = {"vote (value)": 0.6, "best-of-n (verdict)": 0.7, "single sample (best T)": 0.45,
+                    "heuristic": 0.3}
+            write_table(f"{out[1]}/search.csv", [
+                {"method": method, "budget": budget, "accuracy": best.get(method, 0.5 + budget / 1e5),
+                 "tokens_per_problem": 27} for method in methods for budget in league.BUDGETS])
     monkeypatch.setattr(league, "run", run)
     return commands
 
 
 def league_main(monkeypatch, tmp_path, *flags):
-    monkeypatch.setattr("sys.argv", ["league.py", "--out", str(tmp_path / "work"), "--results", str(tmp_path / "results"), *flags])
+    folders = ["--out", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", ["league.py", *folders, *flags])
     league.main()
-    return league.read_table(tmp_path / "results" / "league.csv")
+    return table(tmp_path / "results" / "league.csv")
 
 
 def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, tmp_path, ran):
     names = ["base", "REINFORCE", "guidance: search, distil"]
-    table = league_main(monkeypatch, tmp_path, "--seeds", "0", "--rows", *names)
-    assert [row["row"] for row in table] == names
-    assert ran[0].startswith("train_sft.py") and sum("--steps 6800" in command for command in ran) == 1     # one base
+    rows = league_main(monkeypatch, tmp_path, "--seeds", "0", "--rows", *names)
+    assert [row["row"] for row in rows] == names
+    assert ran[0].startswith("train_sft.py")
+    assert sum("--steps 6800" in command for command in ran) == 1       # one base
     rounds = [command for command in ran if "guidance" in command and "train_sft.py" in command]
-    assert len(rounds) == league.ROWS[names[2]][2] and all(f"round{r}/sft.pt" in rounds[r] for r in range(1, len(rounds)))     # each from the one before
-    assert table[0]["own256"] == "0.6" and table[0]["own256_method"] == "vote (value)" and table[0]["verified1024_method"] in league.VERIFIED
-    assert float(table[0]["train_flops"]) == 0 and float(table[1]["train_flops"]) > 0
+    assert len(rounds) == league.ROWS[names[2]][2]
+    for r in range(1, len(rounds)):         # each from the one before
+        assert f"--init {tmp_path}/work/level3_seed0/guidance__search__distil/round{r}/sft.pt" in rounds[r]
+    assert rows[0]["own256"] == "0.6" and rows[0]["own256_method"] == "vote (value)"
+    assert rows[0]["verified1024_method"] in league.VERIFIED and rows[0]["single_best_t"] == "0.45"
+    assert rows[0]["heuristic1024"] == "0.3" and rows[0]["tokens_greedy"] == "27.0"
+    assert float(rows[0]["train_flops"]) == 0 and float(rows[1]["train_flops"]) > 0
     n = len(ran)
-    table = league_main(monkeypatch, tmp_path, "--seeds", "0", "1", "--rows", *names[:2])
-    assert len(table) == 5 and len(ran) > n and not any("seed0" in command for command in ran[n:])
-    text = (tmp_path / "results" / "league.md").read_text()
-    assert text.count("\n") == 2 + 3 and "| REINFORCE | 50.0 ± " in text
+    rows = league_main(monkeypatch, tmp_path, "--seeds", "0", "1", "--rows", *names[:2])
+    assert len(rows) == 5 and len(ran) > n and not any("seed0" in command for command in ran[n:])
+    lines = (tmp_path / "results" / "league.md").read_text().splitlines()
+    assert len(lines) == 2 + 3 + 1 and "| REINFORCE | 50.0 ± " in lines[3]
+    assert lines[-1].count("30.0 ± ") == 2 == lines[-1].count("<br>heuristic")
+    assert lines[-1].startswith(f"|  | {league.HEURISTIC} |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_model_that_writes_verdicts_may_choose_by_them(monkeypatch, tmp_path, ran):
+    names = ["verdicts, outcome labels", "continuations *", "composites *", "PPO, exact process reward *"]
+    rows = {row["row"]: row for row in league_main(monkeypatch, tmp_path, "--seeds", "0", "--rows", *names)}
+    for name in names[:2]:
+        assert rows[name]["own256"] == "0.7" and rows[name]["own256_method"] == "best-of-n (verdict)"
+    for name in names[2:]:
+        assert rows[name]["own256_method"] == "vote (value)"
+    streams = [command for command in ran if "--max-tokens" in command]
+    assert len(streams) == 2 and "/continuations" in streams[0] and "/composites" in streams[1]
+    assert all(f"--max-tokens {3 * TASKS['countdown'].max_tokens(3)}" in command for command in streams)
+    exact, = [command for command in ran if "ppo-exact" in command]
+    assert exact.startswith("-m experiments.rewards ")
+    searched = [command for command in ran if "PPO__exact" in command and "--methods greedy" in command]
+    assert "PPO__exact_process_reward__/rl.pt" in searched[0]           # what RL wrote, not the base
 
 
 def test_another_level_has_longer_searches_and_a_folder_of_its_own(monkeypatch, tmp_path, ran):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["league.py", "--level", "4", "--seeds", "0", "--rows", "filter: sample, imitate", "guidance: search, distil"])
+    names = ["filter: sample, imitate", "guidance: search, distil"]
+    monkeypatch.setattr("sys.argv", ["league.py", "--level", "4", "--seeds", "0", "--rows", *names])
     league.main()
-    assert ran[0].startswith("train_sft.py --level 4 ") and "--budgets 320 " in ran[1] and os.path.exists("out/league_level4/league.md")
-    assert any("mcts" in command and "--budgets 300 " in command for command in ran)
+    assert ran[0].startswith("train_sft.py --level 4 ") and ran[1].endswith("--budgets 320")
+    assert os.path.exists("out/league_level4/league.md")
+    assert any("mcts" in command and command.endswith("--budgets 300") for command in ran)
     monkeypatch.setattr("sys.argv", ["league.py", "--results", "out/league_level4"])
     with pytest.raises(SystemExit) as stopped:                          # three numbers in the same table
         league.main()
     assert stopped.value.code == 2
+
+
+def test_a_base_that_was_stopped_is_trained_again(monkeypatch, tmp_path, ran):
+    stopped = {"step": 3000, "flops": 1.0, "greedy": 0.1, "sampled": 0.1, "pass16": 0.1, "value_auc": 0.5}
+    write_table(f"{tmp_path}/work/level3_seed0/base/sft.csv", [stopped])
+    row, = league_main(monkeypatch, tmp_path, "--seeds", "0", "--rows", "base")
+    assert ran[0].startswith("train_sft.py") and row["greedy"] == "0.5"
 
 
 def test_interval_is_wilsons():
@@ -93,8 +161,47 @@ def test_interval_is_wilsons():
     assert mean == "80.0" and half == "2.5" and float(half) == pytest.approx(50 * (high - low), abs=0.06)
 
 
-def test_a_command_that_fails_ends_the_league(tmp_path, capfd):
+@pytest.mark.parametrize("command", ["train_sft.py --steps 0", "-m experiments.rewards --steps 0"])
+def test_a_command_that_fails_ends_the_league(monkeypatch, tmp_path, capfd, command):
+    monkeypatch.chdir(tmp_path)             # the scripts are found from anywhere
     with pytest.raises(SystemExit) as end:
-        league.run("train_sft.py --steps 0", str(tmp_path / "log.txt"))
+        league.run(command, str(tmp_path / "log.txt"))
     said = capfd.readouterr().err
-    assert end.value.code == 2 and said.count("\n") == 1 and "log.txt" in said and "--steps" in (tmp_path / "log.txt").read_text()
+    assert end.value.code == 2 and said.count("\n") == 1 and "log.txt" in said and command in said
+    assert "argument --steps" in (tmp_path / "log.txt").read_text()
+
+
+def test_folders_may_have_spaces(monkeypatch, tmp_path):
+    """A command line is split into words after the names were put in."""
+    kept = []
+
+    class Done:
+        returncode = 0
+    monkeypatch.setattr(league.subprocess, "run", lambda words, **others: kept.append(words) or Done)
+    league.run(league.SEARCH, str(tmp_path / "log.txt"), **NAMES)
+    assert kept[0][1] == os.path.join(ROOT, "search.py") and "o u t/found1.jsonl" in kept[0]
+    assert "mcts (verifier)" in kept[0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The picture
+
+def test_the_picture_shows_the_means_of_the_seeds(monkeypatch, tmp_path, ran):
+    rows = league_main(monkeypatch, tmp_path, "--seeds", "0", "1", "--rows", "base", "REINFORCE")
+    for row in rows:
+        row["greedy"] = {("base", "0"): 0.2, ("base", "1"): 0.4}.get((row["row"], row["seed"]), 0.8)
+    path = tmp_path / "results" / "league.csv"
+    write_table(path, rows)
+    axis = plt.figure(layout="constrained").add_subplot()
+    plot_league.draw_league(axis, read([path.parent], path.name))
+    blue = [line for line in axis.get_lines() if line.get_color() == "tab:blue"]
+    points, = [line for line in blue if line.get_marker() == "o"]
+    assert list(points.get_xdata()) == pytest.approx([30, 80]) and list(points.get_ydata()) == [0, 1]
+    spans = [list(line.get_xdata()) for line in blue if line is not points]
+    assert spans == [pytest.approx([20, 40]), pytest.approx([80, 80])]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels[:2] == ["base", "REINFORCE"] and len(labels) == 3     # and the heuristic
+    plt.close("all")
+    done = run_here("experiments.plot_league", path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "league.png").read_bytes().startswith(b"\x89PNG")

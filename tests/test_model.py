@@ -1,4 +1,7 @@
-"""Checkpoints survive what happens to files: kills, flipped bits, strangers. And the model computes what it says."""
+"""
+The model computes what it says: causally, the same through its cache, as many FLOPs as are counted; Muon is
+torch's. Checkpoints survive what happens to files: kills, flipped bits, strangers.
+"""
 import os
 import random
 import subprocess
@@ -7,11 +10,23 @@ import sys
 import pytest
 import torch
 
-from model import (GPT, GPTConfig, Muon, N_CIRCLES, PERIODS, choose_device, flops_per_token, load_checkpoint, make_optimizers,
-                   number_circles, optimizer_step, save_checkpoint, save_table, write_whole)
+from common import choose_device, read_table, save_table, write_whole
+from model import (GPT, GPTConfig, KVCache, N_CIRCLES, PERIODS, flops_per_token, load_checkpoint,
+                   number_circles, save_checkpoint)
+from optim import Muon, make_optimizers, optimizer_step
 from verify import encode
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def random_model(config=CONFIG):
+    """In float64; every layer does something."""
+    torch.manual_seed(0)
+    model = GPT(config).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def test_depth_is_the_one_dial():
@@ -22,14 +37,12 @@ def test_shapes_and_start():
     model = GPT(GPTConfig())
     logits, values = model(torch.randint(64, (2, 7)))
     assert logits.shape == (2, 7, 64) and values.shape == (2, 7)
-    assert not logits.any() and not values.any()        # output layers start at zero: a uniform policy, P(correct) = 1/2
+    # Output layers start at zero: a uniform policy, P(correct) = 1/2.
+    assert not logits.any() and not values.any()
 
 
 def test_forward_is_causal():
-    torch.manual_seed(0)
-    model = GPT(CONFIG).double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = random_model()
     idx = torch.randint(64, (1, 12))
     changed = idx.clone()
     changed[0, 6:] = (idx[0, 6:] + 1) % 64
@@ -38,8 +51,54 @@ def test_forward_is_causal():
     assert (before[6:] - after[6:]).abs().min(1).values.max() > 1e-3
 
 
+@torch.no_grad()
+def test_the_order_of_far_tokens_matters():
+    """Two texts of the same windows of tokens: only positions tell them apart."""
+    model = random_model()
+    a, b, c = [[token] * 3 for token in (0, 5, 7)]
+    one, other = model(torch.tensor([a + b + a + c + a + [9], a + c + a + b + a + [9]]))[0][:, -1]
+    assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("spare", [0, 3])
+@pytest.mark.parametrize("room", [5, 20])
+@torch.no_grad()
+def test_through_the_cache_the_same_comes_out(spare, room):
+    """A text is read at once, and its last tokens one by one, behind some columns that are left empty."""
+    model = random_model(GPTConfig(n_layer=2, n_head=2, n_embd=16))
+    idx, T, n_gram = torch.randint(64, (2, 9)), 5, CONFIG.n_gram
+    expected = model(idx)
+    cache = KVCache(model, 2, room)
+    cache.look_at(T)
+    cache.columns = torch.arange(T)
+    for out, whole in zip(model(idx[:, :T], cache), expected):
+        torch.testing.assert_close(out, whole[:, :T])
+    for t in range(T, 9):
+        column = t + spare
+        cache.look_at(column + 1)           # columns are added as they are needed
+        cache.columns = torch.tensor([column])
+        mask = torch.zeros(1, 1, column + 1, dtype=torch.double)
+        mask[:, :, T:T + spare] = float("-inf")
+        windows = idx[:, None, t + 1 - n_gram:t + 1]
+        for out, whole in zip(model.run(windows, torch.tensor([[t]]), mask, cache), expected):
+            torch.testing.assert_close(out[:, 0], whole[:, t])
+
+
+@torch.no_grad()
+def test_rows_of_a_cache_can_be_copied():
+    model = random_model()
+    source, target = KVCache(model, 3, 4), KVCache(model, 4, 0)
+    source.k.normal_()
+    source.v.normal_()
+    target.copy(source, torch.tensor([2, 0]), 3)
+    assert target.T == 3 and target.k.shape[:3] == (1, 4, 3) == target.v.shape[:3]
+    assert torch.equal(target.k[:, :2], source.k[:, [2, 0], :3])
+    assert torch.equal(target.v[:, :2], source.v[:, [2, 0], :3])
+    assert not target.k[:, 2:].any()
+
+
 def test_flops_count_the_matmuls():
-    """Against torch's own counter; context is what each token sees, here on average half of it is masked but computed."""
+    """Against torch's own counter, which counts what is masked, too: here each token sees all 32."""
     from torch.utils.flop_counter import FlopCounterMode
     model = GPT(GPTConfig())
     with FlopCounterMode(display=False) as counter:
@@ -52,7 +111,8 @@ def test_overfits_one_batch():
     model, idx = GPT(CONFIG), torch.randint(64, (4, 9))
     optimizers = make_optimizers(model, 1e-2)
     for _ in range(200):
-        loss = torch.nn.functional.cross_entropy(model(idx[:, :-1])[0].flatten(0, 1), idx[:, 1:].flatten())
+        logits, _ = model(idx[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten())
         loss.backward()
         optimizer_step(model, optimizers, 1e-2)
     assert loss.item() < 0.2
@@ -63,7 +123,8 @@ def test_muon_is_torchs_for_several_matrices_at_once():
     shapes = [(32, 32), (128, 32), (32, 128), (48, 32)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
-    optimizers = Muon(ours, 0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    optimizers = Muon(ours, 0.1), reference
     for _ in range(3):
         for weight, other in zip(ours, theirs):
             weight.grad = torch.randn(weight.shape)
@@ -71,24 +132,32 @@ def test_muon_is_torchs_for_several_matrices_at_once():
         for optimizer in optimizers:
             optimizer.step()
     for weight, expected in zip(ours, theirs):
-        torch.testing.assert_close(weight, expected, atol=0.02, rtol=0)         # 0.1 * 0.2 * sqrt(32) is one update
+        torch.testing.assert_close(weight, expected, atol=0.02, rtol=0)    # an update is 0.1 * 0.2 * sqrt(32)
 
 
-@pytest.mark.parametrize("text, numbers", [("7 42>100\n", [7, 0, 4, 42, 0, 1, 10, 100, 0]), ("1234", [1, 12, 123, 234])])
+@pytest.mark.parametrize("text, numbers", [
+    ("7 42>100\n", [7, 0, 4, 42, 0, 1, 10, 100, 0]), ("1234", [1, 12, 123, 234])])
 def test_numbers_are_read_whole(text, numbers):
     """Each digit embeds the number that ends in it, three digits at most; other tokens none."""
     model, seen = GPT(CONFIG), []
     model.number.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     model(torch.tensor([encode(text)]))
-    expected = [model.circles[n] if char.isdigit() else torch.zeros(2 * N_CIRCLES) for n, char in zip(numbers, text)]
+    nothing = torch.zeros(2 * N_CIRCLES)
+    expected = [model.circles[n] if char.isdigit() else nothing for n, char in zip(numbers, text)]
     torch.testing.assert_close(seen[0][0], torch.stack(expected))
 
 
 def test_on_the_circles_to_add_is_to_rotate():
-    points = torch.view_as_complex(torch.stack(number_circles(1000).chunk(2, dim=1), dim=-1).contiguous())
+    cos, sin = number_circles(1000).chunk(2, dim=1)
+    points = torch.complex(cos, sin)
     sums, products = points[47] * points[35], points[12] * points[8]
     torch.testing.assert_close(sums[:len(PERIODS)], points[82, :len(PERIODS)])
     torch.testing.assert_close(products[len(PERIODS):], points[96, len(PERIODS):])
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -100,7 +169,7 @@ def test_checkpoint_round_trip(tmp_path):
     save_checkpoint(path, model, optimizers, step=7, flags={"seed": 1})
     loaded, checkpoint = load_checkpoint(path)
     assert checkpoint["step"] == 7 and checkpoint["flags"] == {"seed": 1} and loaded.config == CONFIG
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert same_weights(model, loaded)
     for optimizer, state in zip(make_optimizers(loaded, 1e-3), checkpoint["optimizers"]):
         optimizer.load_state_dict(state)
     assert os.listdir(tmp_path) == ["a.pt"]
@@ -123,7 +192,7 @@ def test_bad_checkpoints_are_one_line(tmp_path, content):
 
 
 def test_a_flipped_bit_never_loads_as_other_weights(tmp_path):
-    """torch.load does not look at the checksums its files carry: of 400 single-bit flips it lets about 8 % through."""
+    """torch.load does not look at the checksums its files carry: of 400 flipped bits it lets 8 % through."""
     path, rng = tmp_path / "a.pt", random.Random(0)
     model = GPT(CONFIG)
     save_checkpoint(path, model)
@@ -137,7 +206,7 @@ def test_a_flipped_bit_never_loads_as_other_weights(tmp_path):
         except ValueError:
             refused += 1
             continue
-        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+        assert same_weights(model, loaded)
     assert refused > 30
 
 
@@ -147,7 +216,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path):
     script = ("import os, sys, torch, model\n"
               "torch.save = lambda data, file: (file.write(b'half'), file.flush(), os._exit(9))\n"
               f"model.save_checkpoint(sys.argv[1], model.GPT(model.GPTConfig()), step=2)")
-    run = subprocess.run([sys.executable, "-c", script, str(path)], cwd=os.path.dirname(os.path.dirname(__file__)))
+    run = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT)
     assert run.returncode == 9 and load_checkpoint(path)[1]["step"] == 1
 
 
@@ -162,6 +231,8 @@ def test_failed_writes_leave_nothing(tmp_path):
 def test_table(tmp_path):
     save_table(tmp_path / "t.csv", [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}])
     assert (tmp_path / "t.csv").read_bytes() == b'a,b\r\n1,"x,y"\r\n2,\r\n'
+    assert read_table(tmp_path / "t.csv") == [{"a": "1", "b": "x,y"}, {"a": "2", "b": ""}]
+    assert read_table(tmp_path / "none.csv") == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
@@ -175,4 +246,4 @@ def test_checkpoint_moves_between_devices(tmp_path):
     model = GPT(CONFIG)
     save_checkpoint(tmp_path / "a.pt", model.cuda())
     loaded, _ = load_checkpoint(tmp_path / "a.pt", "cpu")
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert same_weights(model, loaded)

@@ -1,17 +1,29 @@
-"""What the algorithms compute, against the formulas written out: advantages, GAE, the clipped loss, the rollouts' bookkeeping."""
+"""
+What the algorithms compute, against the formulas written out: advantages, GAE, the clipped loss, which
+problems are learnt from, the gradient of it all, the bookkeeping of the rollouts.
+"""
 import argparse
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 import train_rl
-from model import GPT, GPTConfig, make_optimizers
-from train_rl import forward, forward_all, get_advantages, policy_loss, rollout, split
-from verify import EOS, NEWLINE, PAD, decode, encode, parse_problem, verify
+from model import GPT, GPTConfig
+from optim import make_optimizers
+from trainer import pack
+from train_rl import ADVANTAGES, LOSSES, forward, forward_all, has_signal, make_parser, rollout, by_length
+from verify import EOS, PAD, decode, encode, parse_problem, verify
 
-ARGS = argparse.Namespace(task="countdown", level=2, attempts=1, prompts=6, samples=4, seed=0, algo="reinforce", lam=0.95, clip=0.2, epochs=2,
-                          minibatches=2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0, sft_coef=0.0, pass_k=1, reward="outcome")
+ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4, seed=0,
+                          algo="reinforce", lam=0.95, clip=0.2, epochs=1, minibatches=1, value_coef=0.5,
+                          entropy_coef=0.0, sft_coef=0.0)
+
+
+def with_flags(**flags):
+    return argparse.Namespace(**vars(ARGS) | flags)
 
 
 def random_model(seed=0):
@@ -22,21 +34,30 @@ def random_model(seed=0):
     return model
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Advantages and losses
+
+def advantages_of(algo, rewards, values, action, **flags):
+    """values are probabilities; what learn multiplies with the action mask."""
+    batch = {"rewards": rewards, "old_values": values.logit(), "action": action}
+    return ADVANTAGES[algo](batch, with_flags(algo=algo, **flags)) * action
+
+
+def loss_of(algo, logprobs, old_logprobs, advantages):
+    batch = {"old_logprobs": old_logprobs, "advantages": advantages}
+    return LOSSES[algo](logprobs, batch, with_flags(algo=algo))
+
+
+def test_every_algorithm_is_in_both_tables():
+    assert list(ADVANTAGES) == list(LOSSES) == ["filter", "reinforce", "ppo"]
+
+
 def test_reinforce_advantage_is_reward_minus_group_mean():
     rewards = torch.tensor([1.0, 0, 0, 0, 1, 1])
     mask = torch.tensor([[1, 1, 0]] * 6).bool()
-    advantages = get_advantages("reinforce", rewards, torch.rand(6, 3), mask, 3, 0.9, 1)
+    advantages = advantages_of("reinforce", rewards, torch.rand(6, 3), mask, samples=3)
     expected = torch.tensor([2 / 3, -1 / 3, -1 / 3, -2 / 3, 1 / 3, 1 / 3])
     torch.testing.assert_close(advantages, expected[:, None] * mask)
-
-
-def test_pass_k_weighs_groups_by_the_slope_of_pass_at_k():
-    rewards, mask = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]), torch.ones(8, 1, dtype=torch.bool)
-    advantages = get_advantages("reinforce", rewards, torch.rand(8, 1), mask, 4, 0.9, 3).view(2, 4)
-    for group, p in zip(advantages, (0.25, 0.75)):
-        slope = ((1 - (1 - p - 1e-4) ** 3) - (1 - (1 - p + 1e-4) ** 3)) / 2e-4
-        assert group[0].item() == pytest.approx(slope * (1 - p), rel=1e-3)
-        assert group[3].item() == pytest.approx(slope * -p, rel=1e-3)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
@@ -47,104 +68,132 @@ def test_gae_is_the_sum_of_equation_16(lam):
     mask = torch.zeros(3, 6, dtype=torch.bool)
     for row, (start, n) in enumerate(zip(starts, lengths)):
         mask[row, start:start + n] = True
-    advantages = get_advantages("ppo", rewards, values, mask, 1, lam, 1)
+    advantages = advantages_of("ppo", rewards, values, mask, lam=lam)
     for row, (start, n) in enumerate(zip(starts, lengths)):
         v = values[row, start:start + n].tolist() + [0.0]
         delta = [(rewards[row].item() if t == n - 1 else 0.0) + v[t + 1] - v[t] for t in range(n)]
         for t in range(n):
-            assert advantages[row, start + t].item() == pytest.approx(sum(lam ** k * delta[t + k] for k in range(n - t)), abs=1e-6)
+            expected = sum(lam ** k * delta[t + k] for k in range(n - t))
+            assert advantages[row, start + t].item() == pytest.approx(expected, abs=1e-5)
     assert not advantages[~mask].any()
-
-
-def test_process_rewards_are_differences_that_sum_to_the_verdict():
-    """Exact ones put the blame on the line that made the problem unsolvable."""
-    prompt = encode("9 3 5 2>24\n")
-    completions = [encode(text) + [EOS] for text in (
-        "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n",                         # right
-        "9-5=4,3 2 4\n3-2=1,4 1\n4-1=3,3\n",                           # the second line is the wrong turn
-        "9-5=5,3 2 5\n3*2=6,4 6\n4*6=24,24\n")]                        # the first line is wrong
-    batch = train_rl.pack([prompt] * 3, completions, "cpu")
-    batch |= {"rewards": torch.tensor([1.0, 0.0, 0.0]), "old_values": torch.zeros(batch["idx"].shape)}
-    progress = train_rl.get_progress(batch, train_rl.exact_potentials(batch))
-    ends = (batch["next"] == NEWLINE) | (batch["next"] == EOS)          # of the prompt, of three lines, of the completion
-    assert [row[end].tolist() for row, end in zip(progress, ends)] == [[0, 0, 0, 0, 0], [0, 0, -1, 0, 0], [0, -1, 0, 0, 0]]
-    assert progress.count_nonzero() == 2
-    potentials = torch.rand(batch["idx"].shape)
-    progress = train_rl.get_progress(batch, potentials)
-    torch.testing.assert_close(progress.sum(1), batch["rewards"] - potentials[:, len(prompt) - 1])
-    advantages = get_advantages("ppo", batch["rewards"], batch["old_values"], batch["action"], 3, 1.0, 1, progress)
-    torch.testing.assert_close(advantages[:, len(prompt) - 1], progress.sum(1))         # lambda = 1: all that is still to come
 
 
 def test_filter_is_imitation_of_what_is_right():
     """Its gradient is that of the likelihood of the rewarded samples."""
     logprobs, mask = torch.randn(4, 5, requires_grad=True), torch.ones(4, 5, dtype=torch.bool)
-    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    advantages = get_advantages("filter", rewards, torch.zeros(4, 5), mask, 2, 0.95, 1)
-    gradient = torch.autograd.grad(policy_loss("filter", logprobs, logprobs.detach(), advantages, 0.2).sum(), logprobs)[0]
+    advantages = advantages_of("filter", torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.rand(4, 5), mask)
+    loss = loss_of("filter", logprobs, logprobs.detach(), advantages)
+    gradient = torch.autograd.grad(loss.sum(), logprobs)[0]
     torch.testing.assert_close(gradient, torch.autograd.grad(-logprobs[[0, 3]].sum(), logprobs)[0])
 
 
 def test_on_policy_ppo_gradient_is_reinforces():
     logprobs = torch.randn(4, 5, requires_grad=True)
     advantages = torch.randn(4, 5)
-    gradients = [torch.autograd.grad(policy_loss(algo, logprobs, logprobs.detach(), advantages, 0.2).sum(), logprobs)[0]
-                 for algo in ("reinforce", "ppo")]
-    torch.testing.assert_close(*gradients)
+    losses = [loss_of(algo, logprobs, logprobs.detach(), advantages) for algo in ("reinforce", "ppo")]
+    torch.testing.assert_close(*[torch.autograd.grad(loss.sum(), logprobs)[0] for loss in losses])
 
 
 def test_ppo_clips_only_what_goes_too_far():
-    old = torch.zeros(4)
     logprobs = torch.tensor([0.5, 0.5, -0.5, -0.5], requires_grad=True)
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    loss = policy_loss("ppo", logprobs, old, advantages, 0.2)
-    torch.testing.assert_close(loss, torch.tensor([-1.2, 0.5 ** 0 * 2.718281828 ** 0.5, -2.718281828 ** -0.5, 0.8]))
+    loss = loss_of("ppo", logprobs, torch.zeros(4), advantages)
+    torch.testing.assert_close(loss, torch.tensor([-1.2, math.exp(0.5), -math.exp(-0.5), 0.8]))
     gradient = torch.autograd.grad(loss.sum(), logprobs)[0]
     assert (gradient == 0).tolist() == [True, False, False, True]
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Which problems are learnt from
+
+@pytest.mark.parametrize("algo, kept", [
+    ("filter", [True, False, True, True]), ("reinforce", [False, False, True, True]),
+    ("ppo", [False, False, True, True])])
+def test_groups_without_signal_are_dropped(monkeypatch, algo, kept):
+    """All right, all wrong, and two that are mixed: has_signal knows them, and learn sees no others."""
+    rewards, seen = torch.tensor([1.0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1]), []
+    assert has_signal(algo, rewards, 3).tolist() == kept
+    batch = pack([[10 + row] * 2 for row in range(12)], [[3, EOS]] * 12, "cpu") | {"rewards": rewards}
+
+    run = argparse.Namespace(model=None, optimizers=None, steps=lambda: [0], count=lambda *args, **more: None)
+
+    def learn(model, optimizers, batch, demos, args, lr, seed):
+        seen.extend(batch["idx"][:, 0].tolist())
+        return {}
+
+    monkeypatch.setattr(train_rl, "rollout", lambda *args: (batch, pack([[3]], [[EOS]], "cpu")))
+    monkeypatch.setattr(train_rl, "learn", learn)
+    train_rl.train(with_flags(algo=algo, samples=3, steps=1, lr=1e-3), run)
+    assert seen == [10 + row for row in range(12) if kept[row // 3]]
+    assert run.metrics["reward"] == pytest.approx(5 / 12) and run.metrics["length"] == 2
+
+
+def test_an_unknown_algorithm_is_refused(capsys):
+    model = random_model()
+    with pytest.raises(KeyError, match="magic"):
+        train_rl.learn(model, [], fixed_batch(model), None, with_flags(algo="magic"), 1e-3, seed=0)
+    with pytest.raises(SystemExit) as stopped:
+        make_parser().parse_args(["--algo", "magic"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "magic" in said and said.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Rollouts
+
 def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
-    batch, demos = rollout(model, ARGS, 3, torch.device("cpu"), Counter())
+    batch, demos = rollout(model, ARGS, 3, Counter())
     assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
     for idx, nxt, action, reward in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
         assert idx[1:].tolist() == nxt[:-1].tolist()
         prompt = idx[:int(action.nonzero()[0]) + 1].tolist()
         problem = parse_problem(decode(prompt))
         completion = nxt[action].tolist()
-        assert idx.tolist()[:len(prompt) + len(completion)] + [PAD] * 0 == (prompt + completion)[:len(idx)]
+        row = prompt + completion
+        assert (idx.tolist() + nxt.tolist()[-1:])[:len(row)] == row
+        assert not any((idx.tolist() + nxt.tolist()[-1:])[len(row):]) and PAD == 0
         ended = completion[-1] == EOS
         assert bool(reward) == (ended and verify(problem, decode(completion[:-1])).correct)
     for idx, nxt, action in zip(*demos.values()):
         problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
-        assert nxt[action][-1] == EOS and verify(problem, decode(nxt[action][:-1].tolist())).correct
+        completion = nxt[action].tolist()
+        assert completion[-1] == EOS and verify(problem, decode(completion[:-1])).correct
+
+
+def test_rewards_belong_to_their_samples(monkeypatch):
+    asked = []
+
+    def is_correct(problem, ids):
+        asked.append((problem.prompt, ids))
+        return len(asked) % 3 == 0
+    monkeypatch.setattr(train_rl, "is_correct", is_correct)
+    batch, _ = rollout(random_model(), ARGS, 3, Counter())
+    for row, (prompt, ids) in enumerate(asked):
+        action = batch["action"][row]
+        n_prompt, completion = int(action.nonzero()[0]) + 1, batch["next"][row][action].tolist()
+        assert decode(batch["idx"][row, :n_prompt].tolist()) == prompt
+        assert (completion[:-1] if completion[-1] == EOS else None) == ids
+        assert batch["rewards"][row] == ((row + 1) % 3 == 0)
+    assert len(asked) == ARGS.prompts * ARGS.samples
 
 
 def test_rollout_keeps_log_probs_and_values_where_the_learner_has_them():
     model = random_model()
-    batch, _ = rollout(model, ARGS, 5, torch.device("cpu"), Counter())
+    batch, _ = rollout(model, ARGS, 5, Counter())
     logprobs, _, values = forward(model, batch)
     torch.testing.assert_close(batch["old_logprobs"], logprobs.detach() * batch["action"], rtol=0, atol=1e-10)
     torch.testing.assert_close(batch["old_values"], values.detach() * batch["action"], rtol=0, atol=1e-10)
 
 
-def test_a_few_rows_at_a_time_are_the_whole_batch():
-    model = random_model()
-    batch, _ = rollout(model, ARGS, 7, torch.device("cpu"), Counter())
-    seen, widths = [], []
-    for rows, part in split(batch, 5):
-        seen += rows.tolist()
-        widths.append(part["idx"].size(1))
-        assert part["action"].any(0)[-1] and part["action"].sum() == batch["action"][rows].sum()       # cut, but not too short
-    assert sorted(seen) == list(range(len(batch["idx"]))) and widths == sorted(widths) and widths[0] < widths[-1]
-    for column, whole in zip(forward_all(model, batch), forward(model, batch)):
-        torch.testing.assert_close(column[batch["action"]], whole[batch["action"]].detach(), rtol=0, atol=1e-10)
-
-
 def test_same_seed_same_rollout():
-    one, same, other = (rollout(random_model(), ARGS, step, torch.device("cpu"), Counter())[0]["idx"] for step in (1, 1, 2))
+    rollouts = [rollout(random_model(), ARGS, step, Counter())[0] for step in (1, 1, 2)]
+    one, same, other = (batch["idx"] for batch in rollouts)
     assert torch.equal(one, same) and (one.shape != other.shape or not torch.equal(one, other))
 
+
+# ------------------------------------------------------------------------------------------------------------
+# Learning
 
 def fixed_batch(model):
     """Two samples of one problem, one rewarded, as if sampled by the model."""
@@ -152,41 +201,131 @@ def fixed_batch(model):
     idx = torch.randint(3, 24, (2, 12))
     action = torch.zeros(2, 11, dtype=torch.bool)
     action[:, 5:] = True
-    batch = {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": torch.tensor([1.0, 0.0], dtype=torch.double)}
+    rewards = torch.tensor([1.0, 0.0], dtype=torch.double)
+    batch = {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": rewards}
     with torch.no_grad():
         batch["old_logprobs"], _, batch["old_values"] = forward(model, batch)
     return batch
 
 
-@pytest.mark.parametrize("algo", ["reinforce", "ppo"])
-def test_learning_prefers_what_was_rewarded(algo):
+def ragged_batch(model):
+    """Twenty samples of five problems, of all lengths, every second one rewarded."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 24, 4 + row // 4).tolist() for row in range(20)]
+    batch = pack(prompts, [rng.integers(3, 24, n).tolist() for n in rng.permutation(20) + 1], "cpu")
+    batch["rewards"] = torch.arange(20, dtype=torch.double) % 2
+    with torch.no_grad():
+        batch["old_logprobs"], _, batch["old_values"] = forward(model, batch)
+    return batch
+
+
+def test_a_few_rows_at_a_time_are_the_whole_batch():
+    model = random_model()
+    batch = ragged_batch(model)
+    seen, widths = [], []
+    for rows, part in by_length(batch, 5):
+        seen += rows.tolist()
+        widths.append(part["idx"].size(1))
+        assert part["action"].any(0)[-1]    # cut, but not too short
+        assert part["action"].sum() == batch["action"][rows].sum()
+    assert sorted(seen) == list(range(len(batch["idx"])))
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+    for column, whole in zip(forward_all(model, batch), forward(model, batch)):
+        expected = whole.detach()[batch["action"]]
+        torch.testing.assert_close(column[batch["action"]], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("algo, epochs, minibatches", [("filter", 1, 1), ("reinforce", 1, 1), ("ppo", 2, 2)])
+def test_learning_prefers_what_was_rewarded(algo, epochs, minibatches):
     model = random_model()
     batch = fixed_batch(model)
-    args = argparse.Namespace(**{**vars(ARGS), "algo": algo, "samples": 2})
+    args = with_flags(algo=algo, samples=2, epochs=epochs, minibatches=minibatches)
     optimizers = make_optimizers(model, 1e-3)
 
     def total():
         logprobs, _, values = forward(model, batch)
         return (logprobs * batch["action"]).sum(1), (values * batch["action"]).sum(1) / 6
-    (before, values_before) = total()
+    before, values_before = total()
     for _ in range(3):
-        metrics = train_rl.learn(model, None, optimizers, batch, None, args, 1e-3, seed=0)
-    (after, values_after) = total()
-    assert after[0] - before[0] > after[1] - before[1] + 0.1        # the rewarded sample gained on the other
-    assert values_after[0] - values_before[0] > values_after[1] - values_before[1]      # and so did its value
+        metrics = train_rl.learn(model, optimizers, batch, None, args, 1e-3, seed=0)
+    after, values_after = total()
+    # The rewarded sample gained on the other, and so did its value.
+    assert after[0] - before[0] > after[1] - before[1] + 0.1
+    assert values_after[0] - values_before[0] > values_after[1] - values_before[1]
     assert metrics["entropy"] > 0 and metrics["approx_kl"] >= 0 and 0 <= metrics["clipfrac"] <= 1
+    assert set(metrics) == set(train_rl.METRICS)
 
 
-def test_kl_penalty_holds_the_policy_back():
-    moved = []
-    for kl_coef in (0.0, 5.0):
-        model, reference = random_model(), random_model()
+def test_so_many_optimizer_steps_as_epochs_and_minibatches_ask_for(monkeypatch):
+    model, rates = random_model(), []
+    monkeypatch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: rates.append(lr) or 0.0)
+    args = with_flags(algo="ppo", samples=2, epochs=3, minibatches=2)
+    train_rl.learn(model, [], fixed_batch(model), None, args, 1e-3, seed=0)
+    assert rates == [1e-3] * 6
+
+
+def test_a_few_rows_at_a_time_have_the_gradient_of_all(monkeypatch):
+    gradients = []
+    for rows in (1, 100):
+        monkeypatch.setattr(train_rl, "by_length", lambda batch, size=rows: by_length(batch, size))
+        monkeypatch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: 0.0)
+        model = random_model()
+        _, demos = rollout(model, ARGS, 7, Counter())
+        args = with_flags(sft_coef=0.5, entropy_coef=0.1)
+        train_rl.learn(model, [], ragged_batch(model), demos, args, 1e-3, seed=0)
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].norm() > 0.1
+
+
+def test_every_token_counts_the_same_however_long_its_completion():
+    """The gradient is that of the sum over all tokens, divided by how many they are."""
+    model = random_model()
+    batch = fixed_batch(model)
+    batch["action"][0, 8:] = False          # a short one and a long one
+    args = with_flags(samples=2, value_coef=0.0)
+    logprobs, _, _ = forward(model, batch)
+    loss = -(torch.tensor([[0.5], [-0.5]]) * logprobs * batch["action"]).sum() / batch["action"].sum()
+    expected = torch.autograd.grad(loss, model.lm_head.weight)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: 0.0)
+        train_rl.learn(model, [], batch, None, args, 1e-3, seed=0)
+    torch.testing.assert_close(model.lm_head.weight.grad, expected)
+
+
+def test_worked_solutions_are_imitated_beside():
+    """With no other signal: all samples are as good as their mean."""
+    gained = []
+    for sft_coef in (0.0, 0.5):
+        model = random_model()
+        batch, demos = rollout(model, ARGS, 7, Counter())
+        batch["rewards"] = torch.zeros_like(batch["rewards"])
+        before = (forward(model, demos)[0] * demos["action"]).sum().item()
+        args = with_flags(sft_coef=sft_coef, value_coef=0.0)
+        for _ in range(3):
+            train_rl.learn(model, make_optimizers(model, 1e-3), batch, demos, args, 1e-3, seed=0)
+        gained.append((forward(model, demos)[0] * demos["action"]).sum().item() - before)
+    assert gained[0] == 0 and gained[1] > 1
+
+
+def test_entropy_bonus_raises_the_entropy():
+    def entropy(model, batch):
+        return forward(model, batch)[1][batch["action"]].mean().item()
+    ends = []
+    for coef in (0.0, 1.0):
+        model = random_model()
         batch = fixed_batch(model)
-        args = argparse.Namespace(**{**vars(ARGS), "samples": 2, "kl_coef": kl_coef})
-        optimizers = make_optimizers(model, 1e-3)
-        for _ in range(8):
-            train_rl.learn(model, reference if kl_coef else None, optimizers, batch, None, args, 1e-3, seed=0)
-        with torch.no_grad():
-            log_ratio = forward(reference, batch)[0] - forward(model, batch)[0]
-            moved.append((log_ratio.exp() - 1 - log_ratio)[batch["action"]].mean().item())
-    assert moved[1] < 0.7 * moved[0]
+        for _ in range(3):
+            args = with_flags(samples=2, entropy_coef=coef)
+            train_rl.learn(model, make_optimizers(model, 1e-3), batch, None, args, 1e-3, seed=0)
+        ends.append(entropy(model, batch))
+    assert ends[1] > ends[0] + 0.01
+
+
+def test_explained_variance():
+    action, rewards = torch.ones(2, 3, dtype=torch.bool), torch.tensor([1.0, 0.0])
+    batch = {"action": action, "rewards": rewards}
+    known = torch.tensor([[50.0] * 3, [-50.0] * 3])
+    assert train_rl.explained_variance(batch, known) == pytest.approx(1)
+    assert train_rl.explained_variance(batch, torch.zeros(2, 3)) == pytest.approx(0)
+    assert train_rl.explained_variance(batch, -known) == pytest.approx(-3)

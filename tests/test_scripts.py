@@ -1,86 +1,72 @@
 """
-The scripts as a user runs them: the whole pipeline at a very small size, Ctrl-C and --resume, and every wrong input that
-comes to mind, each of which must end in one clear line and exit status 2, and leave nothing half-written.
+The scripts as a user runs them: the whole pipeline at a very small size, Ctrl-C and --resume, the held-out
+problems that are measured on, the picture, and every wrong input that comes to mind, each of which must end
+in one clear line and exit status 2, and leave nothing half-written.
 """
-import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
+import plot
+import search
+import train_rl
+import train_sft
+from baselines import depth_first
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
-from verify import test_problems
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY_SFT = ["--level", "2", "--depth", "2", "--steps", "160", "--log-every", "80", "--log-problems", "20",
-            "--test-problems", "60", "--warmup", "20"]
-TINY_RL = ["--steps", "4", "--prompts", "32", "--samples", "4", "--log-every", "2", "--log-problems", "20", "--test-problems", "60"]
-
-
-def command(script, *flags):
-    return [sys.executable, os.path.join(ROOT, script), *map(str, flags)]
-
-
-def run(script, *flags):
-    return subprocess.run(command(script, *flags), capture_output=True, text=True, timeout=170)
-
-
-def table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+from scripts import ROOT, TINY_RL, TINY_SFT, command, run, run_here, table, tiny_base, write_table
+from trainer import Run
+from verify import held_out_problems, split_of
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """A folder after SFT on problems with two numbers, the smallest thing that can be learnt in seconds."""
-    folder = tmp_path_factory.mktemp("out")
-    done = run("train_sft.py", *TINY_SFT, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return tiny_base(tmp_path_factory)
 
+
+# ------------------------------------------------------------------------------------------------------------
+# The pipeline
 
 def test_sft_learns(out):
     rows = table(out / "sft.csv")
-    assert [int(row["step"]) for row in rows] == [80, 160]
-    assert float(rows[-1]["greedy"]) > 0.3 and float(rows[-1]["loss"]) < 0.5        # a uniform guess: 0 and log 64 = 4.2
+    assert [int(row["step"]) for row in rows] == [100, 200]
+    # A uniform guess would have 0 and log 64 = 4.2
+    assert float(rows[-1]["greedy"]) > 0.3 and float(rows[-1]["loss"]) < 0.5
     assert float(rows[0]["flops"]) < float(rows[1]["flops"])
-    _, checkpoint = load_checkpoint(out / "sft.pt")
-    assert checkpoint["step"] == 160 and checkpoint["flags"]["level"] == 2
+    model, checkpoint = load_checkpoint(out / "sft.pt")
+    assert checkpoint["step"] == 200 and checkpoint["flags"]["level"] == 2
+    assert {int(row["parameters"]) for row in rows} == {sum(weight.numel() for weight in model.parameters())}
 
 
 @pytest.mark.parametrize("algo", ["filter", "reinforce", "ppo"])
 def test_rl_runs_and_logs(out, tmp_path, algo):
-    done = run("train_rl.py", "--algo", algo, "--init", out / "sft.pt", *TINY_RL, "--kl-coef", "0.01", "--out", tmp_path)
+    flags = ["--algo", algo, "--init", out / "sft.pt", "--profile"]
+    done = run("train_rl.py", *flags, *TINY_RL, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = table(tmp_path / "rl.csv")
-    for key in ("step", "tokens", "flops", "greedy", "sampled", "pass16", "reward", "mixed", "length", "entropy", "approx_kl",
-                "clipfrac", "explained_variance"):
-        assert all(row[key] != "" for row in rows), key
-    assert float(rows[0]["tokens"]) > float(table(out / "sft.csv")[-1]["tokens"])   # the parent's are included
-
-
-def test_rl_profile(out, tmp_path):
-    done = run("train_rl.py", "--init", out / "sft.pt", *TINY_RL, "--profile", "--out", tmp_path)
     line, = [line for line in done.stdout.splitlines() if line.startswith("a step took")]
     assert all(name in line for name in ("sampling (", "verifying (", "learning (", "rollouts a second"))
-
-
-def test_sampling_benchmark():
-    done = run("sample.py", "--batch-sizes", 2, 5, "--depths", 1, 2, "--new-tokens", 4, "--repeats", 1, "--compare", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("tokens/s") == 4 == done.stdout.count("no cache") and "peak memory" in done.stdout
+    rows, base = table(tmp_path / "rl.csv"), table(out / "sft.csv")[-1]
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    for key in ("step", "tokens", "flops", "greedy", "sampled", "pass16", "reward", "mixed", "length",
+                "entropy", "approx_kl", "clipfrac", "explained_variance"):
+        assert all(row[key] != "" for row in rows), key
+    assert float(rows[0]["tokens"]) > float(base["tokens"])             # the parent's are included
+    assert {row["parameters"] for row in rows} == {base["parameters"]}
 
 
 def test_search_and_plot(out, tmp_path):
-    done = run("search.py", "--init", out / "sft.pt", "--n-problems", 20, "--budgets", 30, 60, "--out", tmp_path)
+    flags = ["--init", out / "sft.pt", "--n-problems", 20, "--budgets", 30, 60]
+    done = run("search.py", *flags, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = table(tmp_path / "search.csv")
-    assert {row["method"] for row in rows} >= {"greedy", "majority", "best-of-n (value)", "beam (value)", "mcts (verifier)", "enumeration"}
+    assert {row["method"] for row in rows} == set(search.METHODS)
     for row in rows:
         assert float(row["ci_low"]) <= float(row["accuracy"]) <= float(row["ci_high"])
         assert float(row["tokens_per_problem"]) <= float(row["budget"])
@@ -91,191 +77,360 @@ def test_search_and_plot(out, tmp_path):
 
 def test_search_on_own_problems(out, tmp_path):
     (tmp_path / "mine.txt").write_text("98 11>87\n25 50>75\n")
-    done = run("search.py", "--init", out / "sft.pt", "--problems", tmp_path / "mine.txt", "--methods", "greedy", "--out", tmp_path)
+    flags = ["--init", out / "sft.pt", "--problems", tmp_path / "mine.txt", "--methods", "greedy"]
+    done = run_here("search.py", *flags, "--out", tmp_path)
     assert done.returncode == 0 and table(tmp_path / "search.csv")[0]["problems"] == "2"
 
 
 def test_search_then_learn_from_what_was_found(out, tmp_path):
     """The closed loop, twice: search with the model, imitate what was found, search with the better model."""
     checkpoint = out / "sft.pt"
+    held_out = {problem.prompt for split in ("test", "validation")
+                for problem in held_out_problems("countdown", 2, 1000, split)}
     for turn in range(2):
         traces = tmp_path / f"{turn}.jsonl"
-        done = run("search.py", "--init", checkpoint, "--save", traces, "--methods", "mcts (verifier)", "--budgets", 60, "--n-problems", 40,
-                   "--seed", turn)
+        flags = ["--methods", "mcts (verifier)", "--budgets", 60, "--n-problems", 40, "--seed", turn]
+        done = run_here("search.py", "--init", checkpoint, "--save", traces, *flags)
         assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in open(traces)]
-        assert sum(trace["correct"] for trace in found) > 10 and not {problem.prompt for problem in test_problems("countdown", 2, 1000)} & {
-            trace["prompt"] for trace in found}                         # never learn from test problems
-        done = run("train_sft.py", "--init", checkpoint, "--data", traces, "--test-problems", 20, "--out", tmp_path)
+        assert sum(trace["correct"] for trace in found) > 10
+        assert not held_out & {trace["prompt"] for trace in found}      # never learn from these
+        flags = ["--init", checkpoint, "--data", traces, "--test-problems", 20]
+        done = run("train_sft.py", *flags, "--out", tmp_path)
         assert done.returncode == 0, done.stderr
         rows = table(tmp_path / "sft.csv")
-        assert int(rows[-1]["step"]) == -(-len(found) // 64) and float(rows[-1]["tokens"]) > float(table(out / "sft.csv")[-1]["tokens"])
+        assert int(rows[-1]["step"]) == -(-len(found) // 64)
+        assert float(rows[-1]["tokens"]) > float(table(out / "sft.csv")[-1]["tokens"])
         checkpoint = tmp_path / "sft.pt"
 
 
-@pytest.mark.parametrize("what, label", [("verdicts", "rollouts"), ("composites", "given"), ("continuations", "given"), ("attempts", "exact")])
-def test_traces_are_written_learnt_and_judged(out, tmp_path, what, label):
-    sft, found, traces = out / "sft.pt", tmp_path / "found.jsonl", tmp_path / "traces.jsonl"
-    assert run("search.py", "--init", sft, "--save", found, "--methods", "majority", "--budgets", 60, "--n-problems", 60).returncode == 0
-    done = run("traces.py", "--init", sft, "--data", found, "--save", traces, "--write", what, "--label", label, "--samples", 4)
-    assert done.returncode == 0, done.stderr
-    written = [json.loads(line) for line in open(traces)]
-    assert len(written) > 5 and all(("values" in trace) for trace in written if label != "given")
-    if what == "continuations":
-        assert any("?no\nwait\n" in trace["completion"] and trace["correct"] for trace in written)
-    cost = [sum(json.loads(line)["flops"] for line in open(path)) for path in (found, traces)]
-    assert cost[1] > cost[0] if what == "continuations" else cost[1] == pytest.approx(cost[0])      # with 2 numbers no line has a successor
-    done = run("train_sft.py", "--init", sft, "--data", traces, "--attempts", 2, "--test-problems", 20, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert float(table(tmp_path / "sft.csv")[-1]["flops"]) > float(table(out / "sft.csv")[-1]["flops"]) + cost[1]
-    done = run("search.py", "--init", sft, "--judge", tmp_path / "sft.pt", "--methods", "best-of-n (verdict)", "vote (value)", "revise", "--budgets", 60,
-               "--n-problems", 20, "--out", tmp_path)
-    assert done.returncode == 0 and len(table(tmp_path / "search.csv")) == 3, done.stderr
-
-
 def test_ask_shows_the_tree(out):
-    done = run("search.py", "--init", out / "sft.pt", "--ask", "60 27>87")
-    assert done.returncode == 0 and "P 0." in done.stdout and "60 27>87" in done.stdout and " tokens" in done.stdout
+    done = run_here("search.py", "--init", out / "sft.pt", "--ask", "60 27>87")
+    assert done.returncode == 0, done.stderr
+    assert "P 0." in done.stdout and "60 27>87" in done.stdout and " tokens" in done.stdout
 
 
 def test_expression_goes_through_all_four_scripts(tmp_path):
-    done = run("train_sft.py", "--task", "expression", *TINY_SFT, "--out", tmp_path)
+    flags = ["--level", 2, "--depth", 1, "--steps", 20, "--test-problems", 20]
+    done = run("train_sft.py", "--task", "expression", *flags, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert run("train_rl.py", *TINY_RL, "--out", tmp_path).returncode == 0
-    assert run("search.py", "--n-problems", 10, "--budgets", 30, "--out", tmp_path).returncode == 0
+    assert run_here("search.py", "--n-problems", 10, "--budgets", 30, "--out", tmp_path).returncode == 0
     rows = {row["method"]: row for row in table(tmp_path / "search.csv")}
-    assert rows["mcts (verifier)"]["oracle"] == "1" and rows["mcts (value)"]["oracle"] == "0" and "enumeration" not in rows
+    assert rows["mcts (verifier)"]["oracle"] == "1" and rows["mcts (value)"]["oracle"] == "0"
+    assert rows["greedy"]["checkpoint"] == f"{tmp_path}/rl.pt" and rows["greedy"]["task"] == "expression"
+    assert not {"enumeration", "heuristic", "random steps"} & set(rows)
+    assert run_here("plot.py", tmp_path).returncode == 0 and (tmp_path / "scaling.png").exists()
 
 
-def test_direct_answers_and_solved_examples(tmp_path):
-    flags = ["--task", "expression", "--level", 1, "--depth", 1, "--steps", 20, "--log-every", 10, "--test-problems", 20, "--log-problems", 20]
-    done = run("train_sft.py", *flags, "--direct", "--shots", 2, "--out", tmp_path)
-    assert done.returncode == 0 and len(table(tmp_path / "sft.csv")) == 2, done.stderr
-
-
-def test_same_seed_same_run(tmp_path):
-    tables = []
-    for name in "ab":
-        flags = ["--level", "2", "--depth", "1", "--steps", "12", "--test-problems", "20"]
-        assert run("train_sft.py", *flags, "--out", tmp_path / name).returncode == 0
-        assert run("train_rl.py", *TINY_RL[:-2], "--test-problems", 20, "--out", tmp_path / name).returncode == 0
-        tables.append([(tmp_path / name / file).read_bytes() for file in ("sft.csv", "rl.csv")])
-    assert tables[0] == tables[1]
+def test_same_seed_same_run_whatever_is_measured_on(out, tmp_path):
+    """Twice on test problems, once on validation problems: others, but what is learnt from is the same."""
+    first = {split: held_out_problems("countdown", 2, 1, split)[0].prompt for split in ("test", "validation")}
+    tables = {}
+    for name, split, other in (("a", *first), ("b", *first), ("c", *reversed(first))):
+        flags = ["--test-problems", 20, "--split", split, "--seed", 3, "--out", tmp_path / name]
+        sft = run("train_sft.py", "--level", 2, "--depth", 1, "--steps", 24, *flags)
+        rl = run("train_rl.py", "--init", out / "sft.pt", "--steps", 3, "--prompts", 16, *flags)
+        for done in (sft, rl):              # each row of the table is shown with a sample
+            assert done.returncode == 0, done.stderr
+            assert first[split] in done.stdout and first[other] not in done.stdout
+        tables[name] = [table(tmp_path / name / file) for file in ("sft.csv", "rl.csv")]
+    assert tables["a"] == tables["b"]
+    for (one,), (other,) in zip(tables["a"], tables["c"]):
+        for key in {"loss", "value_loss", "reward", "length", "tokens"} & set(one):
+            assert one[key] == other[key], key
 
 
 def test_workers_change_nothing(tmp_path):
     tables = []
     for workers in (0, 2):
-        done = run("train_sft.py", "--level", 2, "--depth", 1, "--steps", 12, "--test-problems", 20, "--workers", workers, "--out", tmp_path)
+        done = run("train_sft.py", "--level", 2, "--depth", 1, "--steps", 24, "--test-problems", 20,
+                   "--workers", workers, "--out", tmp_path)
         assert done.returncode == 0, done.stderr
         tables.append((tmp_path / "sft.csv").read_bytes())
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("script, flags, checkpoint", [
-    ("train_sft.py", ["--level", "2", "--depth", "1", "--steps", "400", "--test-problems", "20"], "sft.pt"),
-    ("train_rl.py", ["--steps", "30", "--prompts", "64", "--samples", "4", "--test-problems", "20"], "rl.pt"),
+@pytest.mark.parametrize("name, flags", [
+    ("sft", ["--level", 2, "--depth", 1, "--steps", 96, "--log-every", 24, "--log-problems", 5,
+             "--test-problems", 20]),
+    ("rl", ["--steps", 16, "--prompts", 32, "--samples", 4, "--log-every", 4, "--log-problems", 5,
+            "--test-problems", 20]),
 ])
-def test_ctrl_c_saves_and_resume_ends_where_an_undisturbed_run_ends(out, tmp_path, script, flags, checkpoint):
-    if script == "train_rl.py":
-        flags = [*flags, "--init", str(out / "sft.pt")]
-    process = subprocess.Popen(command(script, *flags, "--out", tmp_path / "a"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_saves_and_resume_ends_where_an_undisturbed_run_ends(out, tmp_path, name, flags):
+    script, n_steps = f"train_{name}.py", flags[flags.index("--steps") + 1]
+    if name == "rl":
+        flags = [*flags, "--init", out / "sft.pt"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command(script, *flags, "--out", tmp_path / "a"), text=True, env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for line in process.stdout:
-        if line.startswith(script):         # the flags are printed, training begins
+        if line.startswith("step "):        # the first row of the table
             break
-    time.sleep(3)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume" in said
-    stopped = load_checkpoint(tmp_path / "a" / checkpoint)[1]["step"]
-    assert 0 < stopped < int(flags[flags.index("--steps") + 1])
+    assert process.returncode == 130
+    assert f"to go on, run the same script with --resume --out {tmp_path}/a" in said
+    stopped = load_checkpoint(tmp_path / "a" / f"{name}.pt")[1]["step"]
+    assert 0 < stopped < n_steps
     assert run(script, "--resume", "--out", tmp_path / "a").returncode == 0
     assert run(script, *flags, "--out", tmp_path / "b").returncode == 0
-    (one, _), (other, _) = (load_checkpoint(tmp_path / name / checkpoint) for name in "ab")
+    (one, _), (other, _) = (load_checkpoint(tmp_path / folder / f"{name}.pt") for folder in "ab")
     assert all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), other.state_dict().values()))
+    assert table(tmp_path / "a" / f"{name}.csv") == table(tmp_path / "b" / f"{name}.csv")
 
 
 def test_overwriting_is_announced(out, tmp_path):
-    flags = ["--init", out / "sft.pt", "--n-problems", 4, "--budgets", 20, "--methods", "greedy", "--out", tmp_path]
-    assert "overwrites" not in run("search.py", *flags).stdout
-    assert f"overwrites {tmp_path}/search.csv" in run("search.py", *flags).stdout
+    flags = ["--init", out / "sft.pt", "--n-problems", 4, "--budgets", 20, "--methods", "greedy"]
+    assert "overwrites" not in run_here("search.py", *flags, "--out", tmp_path).stdout
+    said = run_here("search.py", *flags, "--out", tmp_path).stdout
+    assert f"overwrites {tmp_path}/search.csv" in said
 
 
+# ------------------------------------------------------------------------------------------------------------
+# What is measured on
+
+def test_search_measures_on_the_split_that_it_is_told(out, tmp_path):
+    """Against a search without a model, whose tokens are known: other problems, other tokens."""
+    tokens = {}
+    for split in ("test", "validation"):
+        flags = ["--methods", "enumeration", "--budgets", 500, "--n-problems", 50, "--level", 3]
+        flags += ["--init", out / "sft.pt", "--split", split, "--out", tmp_path]
+        assert run_here("search.py", *flags).returncode == 0
+        row, = table(tmp_path / "search.csv")
+        results = depth_first(None, held_out_problems("countdown", 3, 50, split), 500, None)
+        tokens[split] = float(row["tokens_per_problem"])
+        assert tokens[split] == sum(result.tokens for result in results) / 50
+    assert tokens["test"] != tokens["validation"]
+
+
+def test_splits_have_no_problem_in_common():
+    model, seen = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)), {}
+    for split in ("test", "validation"):
+        args = SimpleNamespace(task="countdown", level=2, max_tokens=17, split=split, seed=0, lr=1e-3,
+                               n_problems=200, test_problems=200, log_problems=5, save=None, problems=None)
+        problems = search.load_problems(args)
+        assert Run("sft", args, model).problems == problems             # all scripts measure on the same
+        assert len(problems) == 200 and {split_of(problem) for problem in problems} == {split}
+        seen[split] = {split_key(problem) for problem in problems}
+    assert not seen["test"] & seen["validation"]
+
+
+def split_key(problem):
+    return tuple(sorted(problem.numbers)), problem.target
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The picture, and the README
+
+def test_runs_of_different_sizes_are_lines_of_their_own(tmp_path):
+    """Two runs of one size are averaged; a third, of another size, is not mixed with them."""
+    def write(folder, name, parameters, *accuracies):
+        unit = parameters * (100.0 if name == "rl" else 1.0)
+        rows = [{"step": step, "flops": unit * 10 ** step, "parameters": parameters,
+                 "greedy": accuracy, "sampled": accuracy / 2, "pass16": 1.0}
+                for step, accuracy in enumerate(accuracies)]
+        write_table(tmp_path / folder / f"{name}.csv", rows)
+    write("a", "sft", 600_000, 0.2, 0.4)
+    write("b", "sft", 600_000, 0.4, 0.6)
+    write("c", "sft", 3_000_000, 0.5, 0.9)
+    write("a", "rl", 600_000, 0.6)
+    write("b", "rl", 600_000, 0.8)
+    write("c", "rl", 3_000_000, 1.0)
+
+    def lines(folders, column):
+        axis = plt.figure().add_subplot()
+        plot.draw_training(axis, [tmp_path / folder for folder in folders])
+        found = [line for line in axis.get_lines() if line.get_color() == plot.STAGES[column][1]]
+        labels = [text.get_text() for text in axis.get_legend().get_texts()]
+        plt.close("all")
+        x, y = ([list(line.get_data()[i]) for line in found] for i in range(2))
+        return x, y, labels
+    x, y, labels = lines("abc", "greedy")
+    assert y == [pytest.approx(values) for values in ([0.3, 0.5], [0.5, 0.7], [0.5, 0.9], [0.9, 1.0])]
+    assert x == [[6e5, 6e6], [6e6, 6e7], [3e6, 3e7], [3e7, 3e8]]
+    assert len(labels) == len(set(labels)) == 6                         # the sizes are told apart
+    _, y, labels = lines("c", "sampled")
+    assert y == [[0.25, 0.45], [0.45, 0.5]]
+    assert set(labels) == {label for label, _ in plot.STAGES.values()}
+
+
+def test_the_commands_of_the_readme_name_scripts_that_exist():
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        lines = [line.strip() for line in file if line.startswith("python3 -m venv")]
+    assert len(lines) == 2
+    scripts = [re.findall(r"python ([a-z_]+\.py)", line) for line in lines]
+    assert scripts == [["train_sft.py", "train_rl.py", "search.py", "plot.py"], []]
+    assert "python -m pytest" in lines[1]
+    for script in scripts[0]:
+        assert os.path.isfile(os.path.join(ROOT, script))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Wrong input
+
+SFT, RL, SEARCH, PLOT = "train_sft.py", "train_rl.py", "search.py", "plot.py"
+BASES, REWARDS, JUDGES = "experiments.bases", "experiments.rewards", "experiments.judges"
+REWRITE, BENCHMARK = "experiments.rewrite", "experiments.benchmark"
+LEAGUE, PLOT_LEAGUE = "experiments.league", "experiments.plot_league"
+INIT = ["--init", "OUT/sft.pt"]
 WRONG = {
-    "unknown flag": ("train_sft.py", ["--stepz", "3"], "--stepz"),
-    "unknown value": ("train_rl.py", ["--algo", "magic"], "magic"),
-    "level out of range": ("train_sft.py", ["--level", "9"], "level"),
-    "steps of zero": ("train_sft.py", ["--steps", "0"], "--steps"),
-    "negative samples": ("train_rl.py", ["--samples", "-1"], "--samples"),
-    "missing checkpoint": ("train_rl.py", ["--init", "TMP/none.pt"], "none.pt: no such file"),
-    "truncated checkpoint": ("search.py", ["--init", "TMP/truncated.pt"], "truncated.pt"),
-    "foreign checkpoint": ("search.py", ["--init", "TMP/foreign.pt"], "foreign.pt"),
-    "foreign checkpoint for SFT": ("train_sft.py", ["--init", "TMP/foreign.pt"], "foreign.pt"),
-    "another size": ("train_sft.py", ["--init", "OUT/sft.pt", "--depth", "5"], "--depth 5"),
-    "nothing to resume": ("train_sft.py", ["--resume", "--out", "TMP/empty"], "sft.pt"),
-    "no CUDA": ("train_sft.py", ["--device", "cuda"], "no CUDA device"),
-    "malformed problem": ("search.py", ["--init", "OUT/sft.pt", "--ask", "25 8 seven>24"], "25 8 seven>24"),
-    "unicode in a problem": ("search.py", ["--init", "OUT/sft.pt", "--ask", "25 \u0668>24"], "25"),
-    "unsolvable problem": ("search.py", ["--init", "OUT/sft.pt", "--ask", "1 2>99"], "no solution"),
-    "untrained level": ("search.py", ["--init", "OUT/sft.pt", "--ask", "25 8 7>24"], "level 3"),
-    "untrained task": ("search.py", ["--init", "OUT/sft.pt", "--ask", "2+3="], "expression"),
-    "bad line in a file": ("search.py", ["--init", "OUT/sft.pt", "--problems", "TMP/bad.txt"], "line 2"),
-    "empty file": ("search.py", ["--init", "OUT/sft.pt", "--problems", "TMP/empty.txt"], "empty.txt"),
-    "missing file": ("search.py", ["--init", "OUT/sft.pt", "--problems", "TMP/none.txt"], "none.txt"),
-    "out is a file": ("search.py", ["--init", "OUT/sft.pt", "--out", "TMP/bad.txt"], "bad.txt"),
-    "out below a file": ("train_sft.py", ["--out", "TMP/bad.txt/out"], "bad.txt"),
-    "negative rate": ("train_sft.py", ["--lr", "-1"], "--lr"),
-    "rate that is no number": ("train_sft.py", ["--lr", "nan"], "--lr"),
-    "no decay": ("train_sft.py", ["--decay", "0"], "--decay"),
-    "negative seed": ("train_sft.py", ["--seed", "-1"], "--seed"),
-    "a single sample": ("train_rl.py", ["--init", "OUT/sft.pt", "--samples", "1"], "--samples"),
-    "weights without a run": ("train_rl.py", ["--init", "TMP/weights.pt"], "lacks flags"),
-    "level zero": ("train_sft.py", ["--level", "0"], "--level"),
-    "empty question": ("search.py", ["--init", "OUT/sft.pt", "--ask", ""], "not a prompt"),
-    "baseline on expression": ("search.py", ["--init", "OUT/sft.pt", "--task", "expression", "--methods", "enumeration"], "--methods"),
-    "budget of zero": ("search.py", ["--init", "OUT/sft.pt", "--budgets", "0"], "--budgets"),
-    "no tables": ("plot.py", ["TMP/empty"], "sft.csv"),
-    "a folder for a picture": ("plot.py", ["OUT", "--out", "TMP/empty"], "is a folder"),
-    "no chain of thought in countdown": ("train_sft.py", ["--direct"], "--direct"),
-    "room beyond what the model reads": ("train_sft.py", ["--attempts", "200"], "--attempts 200"),
-    "more examples than the model reads": ("train_sft.py", ["--shots", "500"], "--shots 500"),
-    "solved examples before traces": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/good.jsonl", "--shots", "2"], "--shots"),
-    "traces with a cost that is none": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/null.jsonl"], "null.jsonl, line 1"),
-    "data without a model": ("train_sft.py", ["--data", "TMP/bad.txt"], "--init"),
-    "no such data": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/none.jsonl"], "none.jsonl"),
-    "data that is none": ("train_sft.py", ["--init", "OUT/sft.pt", "--data", "TMP/bad.txt"], "bad.txt, line 1"),
-    "two methods to save": ("search.py", ["--init", "OUT/sft.pt", "--save", "TMP/new.jsonl"], "--save"),
-    "no traces to write of": ("traces.py", ["--data", "TMP/none.jsonl", "--save", "TMP/new.jsonl"], "none.jsonl"),
-    "traces that are none": ("traces.py", ["--data", "TMP/bad.txt", "--save", "TMP/new.jsonl"], "bad.txt, line 1"),
-    "rollouts without a model": ("traces.py", ["--init", "TMP/none.pt", "--label", "rollouts", "--save", "TMP/new.jsonl"], "none.pt"),
-    "a judge that is none": ("search.py", ["--init", "OUT/sft.pt", "--judge", "TMP/none.pt"], "none.pt"),
-    "a row that is none": ("league.py", ["--rows", "magic"], "magic"),
-    "an empty batch": ("sample.py", ["--batch-sizes", "0"], "--batch-sizes"),
-    "too long to read": ("sample.py", ["--new-tokens", "5000"], "--new-tokens"),
+    # flags
+    "unknown flag": (SFT, ["--stepz", "3"], "--stepz"),
+    "unknown flag of the picture": (PLOT, ["--oot", "3"], "--oot"),
+    "unknown flag of the league's picture": (PLOT_LEAGUE, ["--oot", "3"], "--oot"),
+    "unknown value": (RL, ["--algo", "magic"], "magic"),
+    "an algorithm of the experiments": (RL, ["--algo", "ppo-process"], "ppo-process"),
+    "unknown algorithm of the experiments": (REWARDS, ["--algo", "magic"], "magic"),
+    "unknown task": (SFT, ["--task", "magic"], "magic"),
+    "unknown task to search": (SEARCH, ["--task", "magic"], "magic"),
+    "unknown method": (SEARCH, [*INIT, "--methods", "greedy", "magic"], "magic"),
+    "a method of the experiments": (SEARCH, [*INIT, "--methods", "revise"], "revise"),
+    "unknown method of the experiments": (JUDGES, [*INIT, "--methods", "magic"], "magic"),
+    "unknown split": (SFT, ["--split", "magic"], "magic"),
+    "unknown split for RL": (RL, ["--split", "magic"], "magic"),
+    "unknown split to search": (SEARCH, [*INIT, "--split", "magic"], "magic"),
+    "the problems that are learnt from": (SFT, ["--split", "train"], "train"),
+    "unknown kind": (BASES, ["--kind", "magic"], "magic"),
+    "no kind": (BASES, [], "--kind"),
+    "unknown rewriting": (REWRITE, ["--write", "magic", "--save", "TMP/new.jsonl"], "magic"),
+    "unknown label": (REWRITE, ["--label", "magic", "--save", "TMP/new.jsonl"], "magic"),
+    "level out of range": (SFT, ["--level", "9"], "level"),
+    "level zero": (SFT, ["--level", "0"], "--level"),
+    "level out of range for the league": (LEAGUE, ["--level", "2"], "--level"),
+    "steps of zero": (SFT, ["--steps", "0"], "--steps"),
+    "negative samples": (RL, ["--samples", "-1"], "--samples"),
+    "a single sample": (RL, [*INIT, "--samples", "1"], "--samples"),
+    "negative rate": (SFT, ["--lr", "-1"], "--lr"),
+    "rate that is no number": (SFT, ["--lr", "nan"], "--lr"),
+    "negative seed": (SFT, ["--seed", "-1"], "--seed"),
+    "negative workers": (SFT, ["--workers", "-1"], "--workers"),
+    "too much honesty": (SFT, ["--honest", "2"], "--honest"),
+    "budget of zero": (SEARCH, [*INIT, "--budgets", "0"], "--budgets"),
+    "completions of no token": (SEARCH, [*INIT, "--max-tokens", "0"], "--max-tokens"),
+    "no samples to weigh": (REWARDS, ["--pass-k", "0"], "--pass-k"),
+    "a penalty that is none": (REWARDS, ["--kl-coef", "-1"], "--kl-coef"),
+    "an empty batch": (BENCHMARK, ["--batch-sizes", "0"], "--batch-sizes"),
+    "a row that is none": (LEAGUE, ["--rows", "magic"], "magic"),
+    "no CUDA": (SFT, ["--device", "cuda"], "no CUDA device"),
+    "no CUDA to measure": (BENCHMARK, ["--device", "cuda"], "no CUDA device"),
+    # checkpoints
+    "missing checkpoint": (RL, ["--init", "TMP/none.pt"], "none.pt: no such file"),
+    "truncated checkpoint": (SEARCH, ["--init", "TMP/truncated.pt"], "truncated.pt"),
+    "foreign checkpoint": (SEARCH, ["--init", "TMP/foreign.pt"], "foreign.pt"),
+    "foreign checkpoint for SFT": (SFT, ["--init", "TMP/foreign.pt"], "foreign.pt"),
+    "another size": (SFT, [*INIT, "--depth", "5"], "--depth 5"),
+    "nothing to resume": (SFT, ["--resume", "--out", "TMP/empty"], "sft.pt"),
+    "weights without a run": (RL, ["--init", "TMP/weights.pt"], "lacks flags"),
+    "a judge that is none": (JUDGES, [*INIT, "--judge", "TMP/none.pt"], "none.pt"),
+    "a run of another script": (SFT, ["--resume", "--out", "TMP/direct"], "another script, with --kind"),
+    "an RL run of another script": (
+        RL, ["--resume", "--out", "TMP/rewards"], "another script, with --kl-coef"),
+    # problems
+    "malformed problem": (SEARCH, [*INIT, "--ask", "25 8 seven>24"], "25 8 seven>24"),
+    "unicode in a problem": (SEARCH, [*INIT, "--ask", "25 \u0668>24"], "25"),
+    "unsolvable problem": (SEARCH, [*INIT, "--ask", "1 2>99"], "no solution"),
+    "empty question": (SEARCH, [*INIT, "--ask", ""], "not a prompt"),
+    "untrained level": (SEARCH, [*INIT, "--ask", "25 8 7>24"], "level 3"),
+    "untrained task": (SEARCH, [*INIT, "--ask", "2+3="], "expression"),
+    "bad line in a file": (SEARCH, [*INIT, "--problems", "TMP/bad.txt"], "line 2"),
+    "empty file": (SEARCH, [*INIT, "--problems", "TMP/empty.txt"], "empty.txt"),
+    "missing file": (SEARCH, [*INIT, "--problems", "TMP/none.txt"], "none.txt"),
+    "baseline on expression": (
+        SEARCH, [*INIT, "--task", "expression", "--methods", "enumeration"], "--methods"),
+    "no chain of thought in countdown": (BASES, ["--kind", "direct"], "--kind direct"),
+    "solved examples in countdown": (BASES, ["--kind", "shots"], "--kind shots"),
+    "retries in expression": (BASES, ["--kind", "retries", "--task", "expression"], "--kind retries"),
+    # too long
+    "room beyond what the model reads": (SFT, ["--max-tokens", "5000"], "--max-tokens 5000"),
+    "room beyond what the model reads in RL": (RL, [*INIT, "--max-tokens", "5000"], "--max-tokens 5000"),
+    "room beyond what the model reads to search": (
+        SEARCH, [*INIT, "--max-tokens", "5000", "--budgets", "5000", "--methods", "majority"],
+        "--max-tokens 5000"),
+    "more examples than the model reads": (
+        BASES, ["--kind", "shots", "--task", "expression", "--shots", "500"], "reads fewer than 4096"),
+    "a trace longer than the model reads": (SFT, [*INIT, "--data", "TMP/long.jsonl"], "long.jsonl"),
+    "too long to read": (BENCHMARK, ["--new-tokens", "5000"], "--new-tokens"),
+    # traces
+    "data without a model": (SFT, ["--data", "TMP/bad.txt"], "--init"),
+    "no such data": (SFT, [*INIT, "--data", "TMP/none.jsonl"], "none.jsonl"),
+    "data that is none": (SFT, [*INIT, "--data", "TMP/bad.txt"], "bad.txt, line 1"),
+    "traces with a cost that is none": (SFT, [*INIT, "--data", "TMP/null.jsonl"], "null.jsonl, line 1"),
+    "two lessons": (BASES, [*INIT, "--kind", "retries", "--data", "TMP/good.jsonl"], "--data and --kind"),
+    "two methods to save": (SEARCH, [*INIT, "--save", "TMP/new.jsonl"], "--save"),
+    "no traces to write of": (REWRITE, ["--data", "TMP/none.jsonl", "--save", "TMP/new.jsonl"], "none.jsonl"),
+    "traces that are none": (
+        REWRITE, ["--data", "TMP/bad.txt", "--save", "TMP/new.jsonl"], "bad.txt, line 1"),
+    "rollouts without a model": (
+        REWRITE, ["--data", "TMP/good.jsonl", "--init", "TMP/none.pt", "--label", "rollouts",
+                  "--save", "TMP/new.jsonl"], "none.pt"),
+    # folders and tables
+    "out is a file": (SEARCH, [*INIT, "--out", "TMP/bad.txt"], "bad.txt"),
+    "out below a file": (SFT, ["--out", "TMP/bad.txt/out"], "bad.txt"),
+    "no tables": (PLOT, ["TMP/empty"], "sft.csv"),
+    "tables of something else": (PLOT, ["TMP/odd"], "TMP/odd"),
+    "a folder for a picture": (PLOT, ["OUT", "--out", "TMP/empty"], "is a folder"),
+    "no league to draw": (PLOT_LEAGUE, ["TMP/none.csv"], "none.csv"),
+    "a league that is none": (PLOT_LEAGUE, ["TMP/odd/sft.csv"], "sft.csv"),
+    "a league that is none to go on with": (LEAGUE, ["--results", "TMP/odd"], "league.csv"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-@pytest.mark.skipif(sys.platform == "win32", reason="paths")
-def test_wrong_input_is_one_line_and_exit_status_2(out, tmp_path, case):
-    script, flags, expected = WRONG[case]
-    if case == "no CUDA" and torch.cuda.is_available():
-        pytest.skip("there is CUDA")
-    save_checkpoint(tmp_path / "truncated.pt", GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
+@pytest.fixture
+def wrong_files(out, tmp_path):
+    """
+    A folder of files that something is wrong with: a function that puts its name for TMP, and that of out for
+    OUT, in a flag.
+    """
+    tiny = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16))
+    save_checkpoint(tmp_path / "truncated.pt", tiny)
     (tmp_path / "truncated.pt").write_bytes((tmp_path / "truncated.pt").read_bytes()[:2000])
-    save_checkpoint(tmp_path / "weights.pt", GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
+    save_checkpoint(tmp_path / "weights.pt", tiny)
     torch.save([1, 2, 3], tmp_path / "foreign.pt")
+    run = {"step": 1, "tokens": 0, "flops": 0, "table": []}
+    for path, script, more in (("direct/sft.pt", train_sft, {"kind": "direct"}),
+                               ("rewards/rl.pt", train_rl, {"kl_coef": 0.1})):
+        (tmp_path / path).parent.mkdir()
+        flags = vars(script.make_parser().parse_args([])) | more
+        save_checkpoint(tmp_path / path, tiny, **run, flags=flags)
     (tmp_path / "bad.txt").write_text("98 11>87\n98 11 > 87\n")
     trace = {"prompt": "98 11>87\n", "completion": "98-11=87,87\n", "correct": True}
     (tmp_path / "good.jsonl").write_text(json.dumps(trace) + "\n")
     (tmp_path / "null.jsonl").write_text(json.dumps(trace | {"flops": None}) + "\n")
+    longest = {"completion": "98+11=109,109\nwait\n" * 400 + "98-11=87,87\n"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(trace | longest) + "\n")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "empty").mkdir()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    flags = [flag.replace("TMP", str(tmp_path)).replace("OUT", str(out)) for flag in flags]
-    if "--out" not in flags and script not in ("plot.py", "sample.py", "traces.py"):
-        flags += ["--out", str(tmp_path / "empty")]
-    done = run(script, *flags)
+    for name in ("sft", "search", "league"):
+        write_table(tmp_path / "odd" / f"{name}.csv", [{"a": "b", "c": 1}])
+    return lambda text: text.replace("TMP", str(tmp_path)).replace("OUT", str(out))
+
+
+def assert_told_in_one_line(done, expected):
     assert done.returncode == 2, done.stdout + done.stderr
     assert expected in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.skipif(sys.platform == "win32", reason="paths")
+def test_wrong_input_is_one_line_and_exit_status_2(wrong_files, tmp_path, case):
+    script, flags, expected = WRONG[case]
+    if "CUDA" in case and torch.cuda.is_available():
+        pytest.skip("there is CUDA")
+    flags = list(map(wrong_files, flags))
+    if "--out" not in flags and script not in (PLOT, PLOT_LEAGUE, BENCHMARK, REWRITE):
+        flags += ["--out", f"{tmp_path}/empty"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert_told_in_one_line(run_here(script, *flags), wrong_files(expected))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("script, flags, expected", [
+    (SFT, ["--stepz", "3"], "train_sft.py: error: unrecognized arguments: --stepz 3"),
+    (SEARCH, [*INIT, "--problems", "TMP/none.txt"], "search.py: error: TMP/none.txt: No such file"),
+    (JUDGES, [*INIT, "--judge", "TMP/none.pt"], "judges.py: error: TMP/none.pt: no such file"),
+])
+def test_wrong_input_in_a_process_of_its_own(wrong_files, tmp_path, script, flags, expected):
+    done = run(script, *map(wrong_files, flags), "--out", tmp_path / "empty")
+    assert_told_in_one_line(done, wrong_files(expected))
+    assert not os.listdir(tmp_path / "empty")

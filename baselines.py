@@ -1,0 +1,65 @@
+"""
+What can be had without a model: random legal steps, and depth-first search, plain or in the order of a
+heuristic.
+
+They have the signature of every search method and the same budgets, in tokens of what they write down; the
+verifier tells them when they are done. A model must beat them before its search means anything. They work
+where a task can list its steps.
+"""
+import numpy as np
+import torch
+
+from budget import Budget, Result
+from verify import TASKS, encode, random_steps
+
+
+def random_paths(model, problems, budget, settings):
+    """
+    Random legal steps to the end, again and again until the verifier is content or the budget is spent. ->
+    Results
+    """
+    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=settings.generator)))
+    results = []
+    for problem in problems:
+        own, solution = Budget(budget), ""
+        while own.left > 0 and not solution:
+            text, state = random_steps(problem, problem.level - 1, rng)
+            n_tokens = len(encode(text)) + 1
+            if n_tokens <= own.left and TASKS[problem.task].is_solved(problem, state):
+                solution = text
+            own.spend(min(n_tokens, own.left))
+        results.append(Result(solution, float(bool(solution)), own.spent))
+    return results
+
+
+def depth_first(model, problems, budget, settings, by_heuristic=False):
+    """
+    Every path, depth first, each line written once, until one hits the target or the budget is spent: in
+    plain order, or the states that the task's heuristic finds closest to the target first. -> Results
+    """
+    def visit(problem, state, own):
+        """The rest of a solution from a state, "" if there is none or the budget is spent."""
+        task = TASKS[problem.task]
+        steps = task.legal_steps(state)
+        if by_heuristic:
+            steps = sorted(steps, key=lambda step: task.heuristic(problem, step[1]))
+        for line, after in steps:
+            n_tokens = len(line)            # every character of a step is a token
+            if n_tokens >= own.left:        # one is kept for <|eos|>
+                own.spend(own.left)
+                return ""
+            own.spend(n_tokens)
+            if task.is_solved(problem, after):
+                own.spend(1)
+                return line
+            rest = visit(problem, after, own)
+            if rest or own.left == 0:
+                return rest and line + rest
+        return ""
+
+    results = []
+    for problem in problems:
+        own = Budget(budget)
+        solution = visit(problem, TASKS[problem.task].start(problem), own)
+        results.append(Result(solution, float(bool(solution)), own.spent))
+    return results

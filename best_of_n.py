@@ -1,0 +1,139 @@
+"""
+Independent samples, and choosing among them: a single sample, majority vote, weighted vote, best-of-N.
+
+To rank, the samples of a budget are drawn once, and all who rank them see the same ones.
+"""
+from collections import Counter
+from dataclasses import dataclass, field
+
+from budget import Budget, Result
+from sample import generate
+from traces import without_verdict
+from verify import EOS, TASKS, decode, encode, verify
+
+ROWS = 4096                                 # samples drawn at once
+AT_ONCE = 64                                # of them for one problem
+
+
+@dataclass
+class Sample:
+    completion: str
+    value: float                        # P(correct) at the end, by the value head; 0 for one that was cut off
+    tokens: int
+    finished: bool                          # whether it ended in <|eos|>
+    scores: dict = field(default_factory=dict)          # what other judges think of it, by name
+
+
+def draw(model, problems, limits, settings):
+    """One sample for each problem, of at most limits[i] tokens: a list of Sample."""
+    prompts, drawn = [encode(problem.prompt) for problem in problems], []
+    for i in range(0, len(prompts), ROWS):
+        part = slice(i, i + ROWS)
+        samples = generate(model, prompts[part], limits[part], settings.temperature, stop_tokens=(EOS,),
+                           generator=settings.generator)
+        last = samples.mask.sum(1)[:, None] - 1
+        values = samples.values.gather(1, last)[:, 0].sigmoid().tolist()        # before <|eos|>: of all of it
+        for ids, ended, value in zip(samples.completions(), samples.finished((EOS,)), values):
+            if ended is None:
+                drawn.append(Sample(decode(ids), 0.0, len(ids), False))
+            else:
+                drawn.append(Sample(decode(ended), value, len(ids), True))
+    return drawn
+
+
+def sample_n(model, problems, budget, settings):
+    """
+    Samples for each problem until its budget is spent: lists of Sample. One that meets the ceiling is cut
+    off, and counts.
+    """
+    budgets, found = [Budget(budget) for _ in problems], [[] for _ in problems]
+    while True:
+        rows = []
+        for i, own in enumerate(budgets):
+            n = own.left // settings.max_tokens         # so many surely fit
+            if n == 0 and own.left > 0:
+                n = 1                                   # this one may be cut off
+            rows += [i] * min(n, AT_ONCE)
+        if not rows:
+            return found
+        limits = [min(settings.max_tokens, budgets[i].left) for i in rows]
+        for i, sample in zip(rows, draw(model, [problems[i] for i in rows], limits, settings)):
+            budgets[i].spend(sample.tokens)
+            found[i].append(sample)
+
+
+def result_of(problem, samples, best, score):
+    """
+    One Result for all samples of a problem: the best of them; the tokens are those of all, the prompt is read
+    once.
+    """
+    found = [(sample.completion, sample.tokens, None) for sample in samples if sample.finished]
+    n_tokens = sum(sample.tokens for sample in samples)
+    return Result(best.completion, score, n_tokens, len(encode(problem.prompt)), best.finished, found)
+
+
+def one_sample(model, problems, budget, settings):
+    """A single sample, at temperature 0 the likeliest. -> Results"""
+    limits = [min(settings.max_tokens, budget)] * len(problems)
+    drawn = draw(model, problems, limits, settings)
+    return [result_of(problem, [sample], sample, sample.value) for problem, sample in zip(problems, drawn)]
+
+
+def best_of_n(model, problems, budget, settings, scorer):
+    """The sample with the best score. -> Results"""
+    drawn, results = settings.samples or sample_n(model, problems, budget, settings), []
+    for problem, samples in zip(problems, drawn):
+        scores = [score(problem, sample, scorer) for sample in samples]
+        best = scores.index(max(scores))
+        results.append(result_of(problem, samples, samples[best], scores[best]))
+    return results
+
+
+def vote(model, problems, budget, settings, scorer):
+    """
+    The answer whose samples have the highest sum of scores, and of these samples the best: majority vote
+    where each counts 1, else weighted vote (Li et al. 2023). -> Results
+    """
+    drawn, results = settings.samples or sample_n(model, problems, budget, settings), []
+    for problem, samples in zip(problems, drawn):
+        scores, votes = [score(problem, sample, scorer) for sample in samples], Counter()
+        for sample, weight in zip(samples, scores):
+            votes[answer_of(problem, sample)] += weight / len(samples)
+        winner = max(votes, key=votes.get)
+        best = max(range(len(samples)), key=lambda i: (answer_of(problem, samples[i]) == winner, scores[i]))
+        results.append(result_of(problem, samples, samples[best], votes[winner]))
+    return results
+
+
+def answer_of(problem, sample):
+    """What is voted on: in expression the answer; in countdown, where there is none, the solution itself."""
+    return TASKS[problem.task].answer(without_verdict(sample.completion))
+
+
+def score(problem, sample, scorer):
+    """What a scorer thinks of a sample, in [0, 1]. ValueError if there is no such scorer."""
+    if scorer not in SCORERS:
+        raise ValueError(f"no scorer {scorer!r}: there are {', '.join(SCORERS)}")
+    return SCORERS[scorer](problem, sample) if sample.finished else 0.0
+
+
+SCORERS = {
+    "count": lambda problem, sample: 1.0,
+    "value": lambda problem, sample: sample.value,
+    "verifier": lambda problem, sample: float(verify(problem, sample.completion).correct),
+}
+
+
+def until_verified(model, problems, budget, settings):
+    """Samples, one after another, until the verifier is content: best-of-N that draws only what it needs."""
+    budgets, found = [Budget(budget) for _ in problems], [[] for _ in problems]
+    waiting, right = list(range(len(problems))), [0.0] * len(problems)
+    while waiting:
+        limits = [min(settings.max_tokens, budgets[i].left) for i in waiting]
+        for i, sample in zip(waiting, draw(model, [problems[i] for i in waiting], limits, settings)):
+            budgets[i].spend(sample.tokens)
+            found[i].append(sample)
+            right[i] = score(problems[i], sample, "verifier")
+        waiting = [i for i in waiting if budgets[i].left > 0 and not right[i]]
+    triples = zip(problems, found, right)
+    return [result_of(problem, samples, samples[-1], verdict) for problem, samples, verdict in triples]

@@ -1,0 +1,256 @@
+"""
+Countdown: make the target from all the numbers, each used once, with + - * and /.
+
+    9 3 5 2>24             the prompt: numbers, then the target
+    9-5=4,3 2 4            a step: what is computed, then the numbers that are left
+    3*2=6,4 6
+    4*6=24,24              one number is left, and it is the target
+
+A level is how many numbers there are. Everything is an integer from 0 to 999,999,999: differences are not
+negative, division is exact. The state is the tuple of the numbers left.
+
+Problems are solved twice here: by `solutions`, a recursion that is read at a glance, and by `find_hits`,
+which does the same in numpy for many problems at once, thousands of times faster. A test holds one against
+the other. The fast one draws training problems, and knows for every state whether the target can still be
+reached.
+"""
+import math
+import re
+from functools import lru_cache
+from itertools import combinations
+from operator import index
+
+import numpy as np
+
+from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
+
+OPERATORS = "+-*/"
+HARD = 0.3      # early in training, the share of problems that must multiply or divide
+PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
+# *+ is possessive: there is nothing to try again in a list of numbers, so no memory is kept for that.
+STEP = re.compile("(N)([-+*/])(N)=(N),(N(?: N)*+)".replace("N", f"(?:{NUMBER.pattern})"))
+
+
+class Countdown(Task):
+    name = "countdown"
+    unit = "numbers"
+    levels = range(2, 7)
+    default_level = 3
+    example = "9 3 5 2>24"
+    checkable = True
+    enumerable = True
+
+    def owns(self, text):
+        return ">" in text
+
+    def parse(self, text):
+        if not PROMPT.fullmatch(text):
+            raise ValueError(f"{show(text)} is not a countdown prompt: numbers from 0 to {MAX_VALUE}, single "
+                             'spaces between them, ">", the target, as in "9 3 5 2>24"')
+        left, target = text.split(">")
+        return make_problem(tuple(map(int, left.split(" "))), int(target))
+
+    def start(self, problem):
+        return problem.numbers
+
+    def step(self, problem, state, line):
+        match = STEP.fullmatch(line)
+        if not match:
+            return None, "not of the form a+b=c,numbers left"
+        a, op, b, c = int(match[1]), match[2], int(match[3]), int(match[4])
+        rest = list(state)
+        for number in (a, b):
+            if number not in rest:
+                return None, f"{number} is not among the numbers left, {join(state)}"
+            rest.remove(number)
+        if compute(a, op, b) != c:
+            return None, f"{a}{op}{b} is not {c}"
+        rest.append(c)
+        listed = match[5].split(" ")
+        if len(listed) != len(rest) or sorted(map(int, listed)) != sorted(rest):
+            return None, f"the numbers left are {join(rest)}"
+        return tuple(rest), ""
+
+    def is_solved(self, problem, state):
+        return state == (problem.target,)
+
+    def can_be_solved(self, problem, state):
+        return is_reachable(tuple(sorted(state)), problem.target)
+
+    def unsolved_reason(self, problem, state):
+        if len(state) == 1:
+            return f"dead end: {state[0]} is left, not {problem.target}"
+        return f"unfinished: {join(state)} are left"
+
+    def solve(self, problem, rng):
+        hits = np.flatnonzero(find_hits(np.array([problem.numbers]), problem.target))
+        return write_path(problem.numbers, rng.choice(hits)) if len(hits) else None
+
+    def max_tokens(self, level):
+        # A step from k numbers: "99*99=9801," and the k - 1 numbers left, each "9801 "; then <|eos|>.
+        return sum(11 + 5 * (k - 1) for k in range(2, level + 1)) + 1
+
+    def split_key(self, problem):
+        return f"{sorted(problem.numbers)}>{problem.target}"        # the order of the numbers does not matter
+
+    def answer(self, completion):
+        return completion                   # there is no answer but the solution itself
+
+    def hard_part(self, solution):
+        return solution[:solution.index(",") + 1]               # the first step: the rest is soon mastered
+
+    def chosen_part(self, line):
+        return line[:line.index("=") + 1]                           # what follows the = follows from it
+
+    def legal_steps(self, state, below=MAX_VALUE + 1):
+        """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
+        steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
+        return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
+
+    def heuristic(self, problem, state):
+        """
+        The sum over the numbers of their distance to the nearest factor of the target (Gandhi et al. 2024,
+        Stream of Search).
+        """
+        factors = factors_of(problem.target)
+        return sum(min(abs(number - f) for f in factors) for number in state)
+
+    def draw(self, level, n, rng, accept, progress, targets=None):
+        """Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1)."""
+        wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
+        hard = HARD * min(1.0, 2 - 2 * progress)                    # to the natural share in the second half
+        problems, solutions = [None] * n, [None] * n
+        width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
+        waiting, n_draws = np.arange(n), 0
+        while len(waiting):
+            rows = np.resize(waiting, width)                # the fewer are waiting, the more draws for each
+            numbers = rng.integers(1, 100, (width, level))
+            hits = find_hits(numbers, wanted[rows])                 # (L, width)
+            paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
+            gives_up = rng.random(width) < 0.02                 # with 2 numbers, some targets are sums only
+            good = hits.any(0) & ((rows >= hard * n) | multiplies(paths, level) | gives_up)
+            for k in np.flatnonzero(good):
+                if problems[rows[k]] is None:
+                    problem = make_problem(tuple(numbers[k].tolist()), int(wanted[rows[k]]))
+                    if accept(problem):
+                        problems[rows[k]] = problem
+                        solutions[rows[k]] = write_path(problem.numbers, int(paths[k]))
+            waiting = np.array([row for row in waiting if problems[row] is None])
+            n_draws += width
+            if n_draws > 100_000 * (n + 10):
+                raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[waiting[0]]}")
+        return problems, solutions
+
+
+def make_problem(numbers, target):
+    return Problem("countdown", len(numbers), f"{join(numbers)}>{target}\n", numbers, target)
+
+
+def join(numbers):
+    return " ".join(map(str, numbers))
+
+
+@lru_cache
+def factors_of(n):
+    """The factors of n from 2 to n itself."""
+    small = [f for f in range(1, math.isqrt(n) + 1) if n % f == 0]
+    return sorted({*small, *(n // f for f in small)} - {1}) or [n]
+
+
+@lru_cache
+def pairs_of(n):
+    return list(combinations(range(n), 2))
+
+
+def put_together(numbers, i, j, op):
+    """
+    Compute with two of the numbers, the larger first: (line, numbers left), or None if that is not legal.
+    """
+    b, a = sorted((numbers[i], numbers[j]))
+    result = compute(a, op, b)
+    if result is None:
+        return None
+    left = [x for k, x in enumerate(numbers) if k not in (i, j)] + [result]
+    return f"{a}{op}{b}={result},{join(left)}\n", tuple(left)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All solutions: plainly, by recursion
+
+def solutions(numbers, target):
+    """Every way to make the target from all the numbers, as completions."""
+    if len(numbers) == 1 and numbers[0] == target:
+        yield ""
+    for line, left in TASK.legal_steps(numbers):
+        for rest in solutions(left, target):
+            yield line + rest
+
+
+# ------------------------------------------------------------------------------------------------------------
+# And fast, many problems at once. A path is which pair and which operator to take at each step, written as
+# one index whose lowest digit is the first step: path = choice_1 + n_1 * (choice_2 + n_2 * ...), n_1 the
+# choices of the first step.
+
+def find_hits(numbers, targets):
+    """
+    Which of all paths end in the target: (B, n), (B,) -> (L, B) of bool; L = 4, 48, 1152, 46080, … for n = 2,
+    3, 4, 5, …
+    """
+    B, n = numbers.shape
+    states = np.asarray(numbers, dtype=np.float64).T  # (n, B): B states side by side, so that loops are long
+    legal = np.ones((1, B), dtype=bool)
+    while len(states) > 2:
+        states, ok = all_steps(states.reshape(len(states), -1))     # (n - 1, K, L B), (K, L B)
+        legal = (ok.reshape(len(ok), *legal.shape) & legal).reshape(-1, B)
+    x, y = states.reshape(2, -1, B)                             # the last step is only compared, not taken
+    a, b = np.maximum(x, y), np.minimum(x, y)                       # (L / 4, B)
+    hit = np.stack([a + b == targets, a - b == targets, a * b == targets, (b * targets == a) & (b > 0)])
+    return (hit & legal).reshape(-1, B)
+
+
+def all_steps(states):
+    """
+    Every pair and every operator in each of M states: (n, M) -> children (n - 1, K, M), legal (K, M), where K
+    = 4 n (n-1) / 2 and the result is the last of a child's numbers. float64 is exact far beyond MAX_VALUE.
+    """
+    n, M = states.shape
+    pairs = pairs_of(n)
+    children = np.empty((n - 1, len(pairs), 4, M))
+    for p, (i, j) in enumerate(pairs):
+        a, b = np.maximum(states[i], states[j]), np.minimum(states[i], states[j])       # (M,)
+        others = [k for k in range(n) if k not in (i, j)]
+        children[:-1, p] = states[others][:, None]
+        quotient = np.divide(a, b, out=np.full(M, 0.5), where=b > 0)            # 0.5 stands for no integer
+        children[-1, p] = a + b, a - b, a * b, quotient
+    legal = children[-1] <= MAX_VALUE                               # (pairs, 4, M)
+    legal[:, 3] &= children[-1, :, 3] == np.floor(children[-1, :, 3])
+    return children.reshape(n - 1, -1, M), legal.reshape(-1, M)
+
+
+def write_path(numbers, path):
+    """The completion that takes the path with this index."""
+    lines = []
+    while len(numbers) > 1:
+        pairs = pairs_of(len(numbers))
+        path, choice = divmod(path, 4 * len(pairs))
+        i, j = pairs[choice // 4]
+        line, numbers = put_together(numbers, i, j, OPERATORS[choice % 4])
+        lines.append(line)
+    return "".join(lines)
+
+
+def multiplies(paths, n):
+    """Which of these paths (M,) of n numbers multiply or divide on their way: (M,) of bool."""
+    found = np.zeros(len(paths), dtype=bool)
+    for left in range(n, 1, -1):
+        paths, choice = np.divmod(paths, 2 * left * (left - 1))
+        found |= choice % 4 >= 2
+    return found
+
+
+@lru_cache(maxsize=100_000)
+def is_reachable(numbers, target):
+    return len(numbers) > 1 and bool(find_hits(np.array([numbers]), target).any())
+
+
+TASK = Countdown()

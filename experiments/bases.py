@@ -1,0 +1,109 @@
+"""
+Bases that were shown something else: train_sft.py with another lesson. All its flags work here too.
+
+    python -m experiments.bases --kind direct --task expression --level 2 --steps 1000 --out out/direct
+    python -m experiments.bases --kind shots --task expression --level 2 --steps 1000 --out out/shots
+    python -m experiments.bases --kind retries --out out/retries
+
+    direct     the answer alone, without a chain of thought (for tasks where the last line says it all)
+    shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
+    retries    half of the examples with random steps take them back, and a solution follows
+"""
+import math
+from dataclasses import replace
+
+import numpy as np
+
+import train_sft
+from common import positive, run_script
+from train_sft import Example, arithmetic_only, draw_problems, solutions_lesson, stage, worked
+from trainer import Run
+from verify import EOS, TASKS, encode, make_problems, random_steps
+
+
+def answer(solution):
+    """The last line of a worked solution."""
+    return solution.splitlines(keepends=True)[-1]
+
+
+def direct_lesson(args, step):
+    problems, solutions, _ = draw_problems(args, step)
+    return problems, [worked(problem, answer(solution)) for problem, solution in zip(problems, solutions)]
+
+
+def solved_examples(args, n, rng):
+    """Token ids of n problems with their answers, to stand before a problem."""
+    problems, solutions = make_problems(args.task, args.level, n, rng)
+    texts = [problem.prompt + answer(solution) for problem, solution in zip(problems, solutions)]
+    return encode("".join(texts))
+
+
+def shots_lesson(args, step):
+    problems, examples = direct_lesson(args, step)
+    rng = np.random.default_rng([args.seed, step, 2])
+    shots = solved_examples(args, rng.integers(args.shots + 1), rng)
+    return problems, [replace(example, prompt=shots + example.prompt) for example in examples]
+
+
+def retry(problem, solution, rng):
+    """
+    One or more random legal steps, of which again only the arithmetic is imitated; `wait`s that take all of
+    them back, some behind a ?no, which are not imitated at all; and a worked solution, which is. A plan that
+    stands far away from the prompt has to be learnt apart from one that stands beside it.
+    """
+    n = int(rng.integers(1, problem.level))
+    text, _ = random_steps(problem, n, rng, below=1000)
+    ids, follows = arithmetic_only(TASKS[problem.task], text)
+    at_end = n == problem.level - 1
+    back = encode("?no\n" * (at_end and rng.random() < 0.5) + "wait\n" * n)
+    again = encode(solution) + [EOS]
+    completion = ids + back + again
+    imitate = follows + [False] * len(back) + [True] * len(again)
+    return Example(encode(problem.prompt), completion, imitate, [math.nan] * len(completion))
+
+
+def retries_lesson(args, step):
+    """The usual lesson; in the whole batches every second example with random steps becomes a retry."""
+    problems, examples = solutions_lesson(args, step)
+    if stage(args, step) == "whole":
+        _, solutions, rng = draw_problems(args, step)
+        for i in range(0, round(args.honest * len(problems)), 2):
+            examples[i] = retry(problems[i], solutions[i], rng)
+    return problems, examples
+
+
+LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson}
+
+
+def check_task(args):
+    if not args.kind:
+        raise ValueError(f"--kind is missing: one of {', '.join(LESSONS)}")
+    task = TASKS[args.task]
+    if args.kind == "retries" and not task.enumerable:
+        raise ValueError(f"--kind retries takes random steps back, and {args.task} cannot list its steps")
+    if args.kind != "retries" and task.answer("1\n2\n") != "2":
+        raise ValueError(f"--kind {args.kind} is not for {args.task}: there every line is part of the answer")
+    if args.data:
+        raise ValueError("--data and --kind are two different lessons: leave one out")
+
+
+def main():
+    parser = train_sft.make_parser()
+    parser.add_argument("--kind", choices=LESSONS, help="what the base is shown; needed but with --resume")
+    parser.add_argument("--shots", type=positive, default=3, metavar="N",
+                        help="shots: solved examples (default 3)")
+    args = parser.parse_args()
+    with parser.errors():
+        model, parent, stopped = train_sft.begin(args)
+        check_task(args)
+        train_sft.fill_in(args, [])
+        run = Run("sft", args, model, parent, stopped)
+        if args.kind == "shots":
+            shots = solved_examples(args, args.shots, np.random.default_rng(args.seed))
+            run.prompts = [shots + prompt for prompt in run.prompts]
+            run.check_room()
+    train_sft.train(args, run, LESSONS[args.kind])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,64 @@
+"""
+What is measured on samples: accuracy, pass@k, intervals; and how well the value head knows right from wrong.
+
+This file knows no task either: a judge is passed in.
+"""
+import math
+
+import torch
+
+from sample import generate, pad
+
+
+def pass_at_k(n, n_correct, k):
+    """
+    The unbiased estimate of P(one of k samples is correct) from n samples (Chen et al. 2021, equation 1).
+    """
+    return 1.0 - math.comb(n - n_correct, k) / math.comb(n, k)
+
+
+def wilson(k, n, z=1.96):
+    """The 95 % interval of a fraction k / n (Wilson 1927)."""
+    p, z2 = k / n, z * z
+    centre = p + z2 / (2 * n)
+    half = z * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    return min(p, max(0.0, low)), max(p, min(1.0, high))
+
+
+def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, batch_size=1024):
+    """
+    Accuracy on prompts: {"greedy", "sampled" (at temperature 1, the mean of k samples), f"pass{k}"},
+    fractions. judge(i, ids) is asked about prompt i and the tokens before the stop token, None if it never
+    came.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def count_correct(n_samples, temperature):
+        counts, per_batch = [], batch_size // n_samples
+        for start in range(0, len(prompts), per_batch):
+            batch = prompts[start:start + per_batch]
+            samples = generate(model, batch, max_new_tokens, temperature, stop_tokens, generator, n_samples)
+            finished = samples.finished(stop_tokens)
+            verdicts = [judge(start + row // n_samples, ids) for row, ids in enumerate(finished)]
+            counts += [sum(verdicts[row:row + n_samples]) for row in range(0, len(verdicts), n_samples)]
+        return counts
+
+    greedy, sampled = count_correct(1, 0.0), count_correct(k, 1.0)
+    return {"greedy": sum(greedy) / len(greedy), "sampled": sum(sampled) / len(sampled) / k,
+            f"pass{k}": sum(pass_at_k(k, c, k) for c in sampled) / len(sampled)}
+
+
+@torch.no_grad()
+def value_auc(model, texts, labels, batch_size=1024):
+    """
+    P(the value head rates a text with label true above one with label false), half for ties: texts are lists
+    of token ids, the value at their last token counts. nan if all labels are the same.
+    """
+    values = []
+    for i in range(0, len(texts), batch_size):
+        idx, length = pad(texts[i:i + batch_size], model.wte.weight.device)
+        values += model(idx)[1].gather(1, length[:, None] - 1)[:, 0].tolist()
+    values, labels = torch.tensor(values), torch.tensor(labels, dtype=torch.bool)
+    better = values[labels][:, None] - values[~labels]                  # (positives, negatives)
+    return ((better > 0) + 0.5 * (better == 0)).mean().item()

@@ -1,0 +1,83 @@
+"""The scripts, as the tests run them."""
+import csv
+import io
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+import best_of_n
+import search
+import train_rl
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# What experiments add to
+TABLES = search.METHODS, best_of_n.SCORERS, train_rl.ADVANTAGES, train_rl.LOSSES
+TINY_SFT = ["--level", 2, "--depth", 1, "--steps", 200, "--lr", 0.02, "--log-every", 100,
+            "--log-problems", 20, "--test-problems", 60]
+TINY_RL = ["--steps", 4, "--prompts", 32, "--samples", 4, "--log-every", 2, "--log-problems", 20,
+           "--test-problems", 60]
+
+
+def command(script, *flags):
+    """search.py is run as it is, experiments.judges as a module, from the root of the repository."""
+    start = [os.path.join(ROOT, script)] if script.endswith(".py") else ["-m", script]
+    return [sys.executable, *start, *map(str, flags)]
+
+
+def run(script, *flags):
+    """In a process of its own, as a user does."""
+    return subprocess.run(command(script, *flags), cwd=ROOT, capture_output=True, text=True, timeout=170)
+
+
+def run_here(script, *flags):
+    """
+    In this process, which saves the two seconds of importing torch. Not for training: a trainer listens to
+    Ctrl-C.
+    """
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    argv = [os.path.join(ROOT, script), *map(str, flags)]
+    with ExitStack() as stack:
+        for table in TABLES:
+            stack.enter_context(patch.dict(table))
+        ignore = warnings.catch_warnings(action="ignore")               # that a module was imported before
+        argument = patch.object(sys, "argv", argv)
+        for context in (ignore, argument, chdir(ROOT), redirect_stdout(out), redirect_stderr(err)):
+            stack.enter_context(context)
+        try:
+            if script.endswith(".py"):
+                runpy.run_path(argv[0], run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+def tiny_base(tmp_path_factory, made=[]):
+    """
+    A folder after SFT on problems with two numbers, the smallest thing that can be learnt in seconds. It is
+    made once for all tests.
+    """
+    if not made:
+        folder = tmp_path_factory.mktemp("base")
+        done = run("train_sft.py", *TINY_SFT, "--out", folder)
+        assert done.returncode == 0, done.stderr
+        made.append(folder)
+    return made[0]
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(path, rows):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

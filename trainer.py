@@ -1,0 +1,179 @@
+"""
+What both trainers share: batches, and the run around them, which begins or resumes, measures, logs, saves,
+and stops when asked.
+
+What is random in step i of a run is drawn from (seed, i), so to resume is to go on with step i: there is no
+state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
+ends with the same bits as one that was not.
+"""
+import math
+import os
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import catch_ctrl_c, open_folder, positive, save_table
+from metrics import evaluate, value_auc
+from model import flops_per_token, load_checkpoint, save_checkpoint
+from optim import make_optimizers
+from sample import generate
+from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
+                    random_steps, state_value, verify)
+
+RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "optimizers")
+
+
+def add_run_flags(parser, log_every):
+    parser.add_argument("--log-every", type=positive, default=log_every, metavar="N",
+                        help=f"steps between rows of the table (default {log_every})")
+    parser.add_argument("--log-problems", type=positive, default=500, metavar="N",
+                        help="problems for these rows (default 500)")
+    parser.add_argument("--test-problems", type=positive, default=1000, metavar="N",
+                        help="problems at the end (default 1000)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the run in --out, with the flags it was started with")
+    parser.shared("--split", "--out", "--device", "--seed")
+
+
+def load_stopped(name, args, device):
+    """The model and checkpoint of the stopped run in --out, whose flags replace those of args."""
+    path = os.path.join(args.out, f"{name}.pt")
+    model, checkpoint = load_checkpoint(path, device, RESUME_NEEDS)
+    different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
+    if different:
+        other = f"with --{different[0]} or without"
+        raise ValueError(f"{path} was begun by another script, {other}: resume it there")
+    vars(args).update(checkpoint["flags"], out=args.out, device=args.device, resume=True)
+    return model, checkpoint
+
+
+def pack(prompts, completions, device):
+    """
+    Lists of token ids -> {"idx" (B, T), "next" (B, T), "action" (B, T)}: prompt, completion, padding; what
+    follows each token; and whether that belongs to the completion.
+    """
+    T = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions))
+    rows, action = np.full((len(prompts), T), PAD), np.zeros((len(prompts), T), dtype=bool)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        end = len(prompt) + len(completion)
+        rows[row, :end] = prompt + completion
+        action[row, len(prompt):end] = True
+    rows, action = torch.from_numpy(rows).to(device), torch.from_numpy(action).to(device)
+    return {"idx": rows[:, :-1], "next": rows[:, 1:], "action": action[:, 1:]}
+
+
+def labelled_states(task, level, split, n=2000):
+    """
+    What a value head can be measured on: n held-out problems, each with one or more random legal steps but
+    not all, and whether it can still be solved: (list of token ids, list of bool). Empty where there is no
+    such thing.
+    """
+    if not get_task(task).enumerable or level < 3:
+        return [], []
+    rng, texts, labels = np.random.default_rng(HELD_OUT_SEED), [], []
+    for problem in held_out_problems(task, level, n, split):
+        text, _ = random_steps(problem, rng.integers(1, level - 1), rng)
+        texts.append(encode(problem.prompt + text))
+        labels.append(state_value(problem, text))
+    return texts, labels
+
+
+class Run:
+    """
+    A training run: its model, its counts, its files name.pt and name.csv in --out. ValueError if its flags do
+    not fit.
+    """
+
+    def __init__(self, name, args, model, parent=None, stopped=None):
+        """
+        parent: the checkpoint it starts from, whose tokens and FLOPs count; stopped: the run's own, to go on
+        with.
+        """
+        self.name, self.args, self.model, self.metrics = name, args, model, {}
+        n = max(args.test_problems, args.log_problems)
+        self.problems = held_out_problems(args.task, args.level, n, args.split)
+        self.prompts = [encode(problem.prompt) for problem in self.problems]
+        self.states = labelled_states(args.task, args.level, args.split)
+        self.check_room()
+        counted = stopped or parent or {}
+        self.tokens, self.flops = counted.get("tokens", 0), counted.get("flops", 0)
+        self.start, self.table = 0, []
+        self.optimizers = make_optimizers(model, args.lr)
+        if stopped:
+            self.start, self.table = stopped["step"], stopped["table"]
+            for optimizer, state in zip(self.optimizers, stopped["optimizers"]):
+                optimizer.load_state_dict(state)
+
+    def check_room(self):
+        longest, block_size = max(map(len, self.prompts)) + self.args.max_tokens, self.model.config.block_size
+        if longest >= block_size:
+            raise ValueError(f"prompts and --max-tokens {self.args.max_tokens} are {longest} tokens: "
+                             f"the model reads fewer than {block_size}")
+
+    @property
+    def device(self):
+        return self.model.wte.weight.device
+
+    def count(self, tokens, forward, learnt, context):
+        """
+        Add to the counts. tokens: what was sampled or imitated. forward: tokens that went through the model
+        forward only. learnt: tokens that were learnt from, which costs three times as much. context: how many
+        others each of them sees.
+        """
+        self.tokens += tokens
+        self.flops += flops_per_token(self.model.config, context) * (forward + 3 * learnt)
+
+    def steps(self):
+        """
+        The steps still to do. The trainer does one for each that is yielded; what stands behind the yield
+        runs when it asks for the next: show the metrics, now and then add a row to the table and save. Ctrl-C
+        saves too, and ends the program.
+        """
+        args, ctrl_c = self.args, catch_ctrl_c()
+        open_folder(args.out, *([] if args.resume else [f"{self.name}.pt", f"{self.name}.csv"]))
+        print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
+        steps = range(self.start, args.steps)
+        bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1)
+        for step in bar:
+            yield step
+            done = step + 1
+            first_three = list(self.metrics.items())[:3]
+            bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
+            if done % args.log_every == 0 or done == args.steps:
+                self.log(done, bar)
+                self.save(done)
+            if ctrl_c.is_set():
+                bar.close()
+                self.save(done)
+                print(f"stopped at step {done}; to go on, run the same script with --resume --out {args.out}")
+                raise SystemExit(130)
+        print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
+
+    def log(self, done, bar):
+        """Add a row to the table, and show it, with a sample."""
+        row = self.measure(self.args.test_problems if done == self.args.steps else self.args.log_problems)
+        n_parameters = sum(weight.numel() for weight in self.model.parameters())
+        counts = {"step": done, "tokens": self.tokens, "flops": self.flops, "parameters": n_parameters}
+        self.table.append(counts | row | self.metrics)
+        figures = [f"{key} {100 * value:.1f}%" for key, value in row.items() if not math.isnan(value)]
+        bar.write("  ".join([f"step {done}", *figures]))
+        sample = generate(self.model, self.prompts[:1], self.args.max_tokens, 0.0, (EOS,))
+        completion = decode(sample.completions()[0])
+        reason = verify(self.problems[0], completion.removesuffix("<|eos|>")).reason
+        bar.write(f"  {self.problems[0].prompt}{completion}  [{reason}]")
+
+    def measure(self, n):
+        """Accuracy on n held-out problems, and how well the value head knows which states can be solved."""
+        def judge(i, ids):
+            return is_correct(self.problems[i], ids)
+        args = self.args
+        accuracy = evaluate(self.model, self.prompts[:n], judge, args.max_tokens, (EOS,), args.seed)
+        return accuracy | {"value_auc": value_auc(self.model, *self.states)}
+
+    def save(self, done):
+        path = os.path.join(self.args.out, self.name)
+        save_checkpoint(f"{path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,
+                        flops=self.flops, table=self.table, flags=vars(self.args))
+        if self.table:
+            save_table(f"{path}.csv", self.table)
