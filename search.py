@@ -258,6 +258,8 @@ def load_model(args):
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
+    if args.max_tokens >= model.config.block_size:
+        raise ValueError(f"--max-tokens {args.max_tokens}: the model reads under {model.config.block_size}")
     return model
 
 

@@ -55,14 +55,16 @@ def write_traces(path, traces):
             file.write(json.dumps(trace).encode() + b"\n")
 
 
-def read_traces(path):
-    """The traces of a file as dicts; ValueError names the file and the line that is wrong."""
+def read_traces(path, longest=None):
+    """The traces of a file as dicts; ValueError names the line that is wrong, or has over `longest` tokens."""
     traces = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 trace = json.loads(line)
                 check(trace)
+                if longest and len(encode(trace["prompt"] + trace["completion"])) > longest:
+                    raise ValueError(f"more than the {longest} tokens that the model reads")
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             traces.append(trace)

@@ -321,7 +321,7 @@ def main():
     args = parser.parse_args()
     with parser.errors():
         model, parent, stopped = begin(args)
-        traces = [trace for path in args.data or [] for trace in read_traces(path)]
+        traces = [trace for path in args.data or [] for trace in read_traces(path, model.config.block_size)]
         fill_in(args, traces)
         run = Run("sft", args, model, parent, stopped)
     if traces and not stopped:

@@ -42,7 +42,7 @@ def load_stopped(name, args, device):
     model, checkpoint = load_checkpoint(path, device, RESUME_NEEDS)
     different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
     if different:
-        other = f"with --{different[0]} or without"
+        other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
     vars(args).update(checkpoint["flags"], out=args.out, device=args.device, resume=True)
     return model, checkpoint

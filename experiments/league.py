@@ -230,6 +230,8 @@ def main():
     for folder in (args.out, args.results):
         open_folder(folder)
     table = read_table(path)
+    if any("level" not in row or "row" not in row for row in table):
+        parser.error(f"{path} is not a table that the league wrote: name another folder with --results")
     if any(int(row["level"]) != args.level for row in table):
         parser.error(f"{path} is not a league of --level {args.level}: name another folder with --results")
     done = {(row["row"], int(row["seed"])) for row in table}

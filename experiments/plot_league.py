@@ -3,12 +3,11 @@ Draw the league table.
 
     python -m experiments.plot_league                       # results/league.csv -> results/league.png
 """
-import argparse
 import os
 
 import matplotlib.pyplot as plt
 
-from plot import fail, means, read, save_figure
+from plot import Parser, fail, means, read, save_figure
 
 LEAGUE = {                                  # what is drawn: (column, colour, marker)
     "single sample": ("sampled", "tab:orange", "o"),
@@ -43,7 +42,7 @@ def draw_league(axis, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw the league table.")
+    parser = Parser(description="Draw the league table.")
     parser.add_argument("table", nargs="?", default="results/league.csv", help="default results/league.csv")
     args = parser.parse_args()
     try:
