@@ -21,7 +21,7 @@ import train_rl
 import train_sft
 from baselines import depth_first
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
-from scripts import ROOT, TINY_RL, TINY_SFT, command, run, run_here, table, tiny_base, write_table
+from scripts import ROOT, TINY_RL, command, run, run_here, table, tiny_base, write_table
 from trainer import Run
 from verify import held_out_problems, split_of
 
@@ -391,7 +391,7 @@ def wrong_files(out, tmp_path):
     for path, script, more in (("direct/sft.pt", train_sft, {"kind": "direct"}),
                                ("rewards/rl.pt", train_rl, {"kl_coef": 0.1})):
         (tmp_path / path).parent.mkdir()
-        flags = vars(script.make_parser().parse_args([])) | more
+        flags = vars(script.make_parser().parse_args(["--steps", "1"])) | more
         save_checkpoint(tmp_path / path, tiny, **run, flags=flags)
     (tmp_path / "bad.txt").write_text("98 11>87\n98 11 > 87\n")
     trace = {"prompt": "98 11>87\n", "completion": "98-11=87,87\n", "correct": True}

@@ -195,7 +195,7 @@ def test_all_who_rank_see_the_same_samples(model, monkeypatch):
     monkeypatch.setattr(search, "run_method", kept_run_method)
     monkeypatch.setattr(search, "BATCH", 4)
     problems = held_out_problems("countdown", 3, 10)
-    methods = [RANKING[0], "best-of-n (verifier)", RANKING[1], "single sample", RANKING[2]]
+    methods = ["best-of-n (verifier)", RANKING[0], "single sample", RANKING[1], "mcts (rollouts)", RANKING[2]]
     *_, (table, _) = fill_table(model, problems, flags([60, 120], methods))
     assert len(drawn) == 2 and len(RANKING) == 3
     for samples, limit in zip(drawn, (60, 120)):
@@ -209,6 +209,7 @@ def test_all_who_rank_see_the_same_samples(model, monkeypatch):
             assert all(result.tokens == limit for result in results)
     assert drawn[0] != drawn[1]
     *_, (alone, _) = fill_table(model, problems, flags([60, 120], RANKING[2:]))
+    assert drawn[2:] == drawn[:2]           # nor does it matter who else is in the table
     rows = [row for row in table if row["method"] == RANKING[2]]
     assert list(map(without_time, rows)) == list(map(without_time, alone))
 
