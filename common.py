@@ -154,10 +154,7 @@ def catch_ctrl_c():
 
 @contextmanager
 def clock(seconds, name):
-    """
-    Add the time that something takes to seconds[name]. On CUDA all that is timed here ends in waiting for the
-    GPU.
-    """
+    """Add the time that a block takes to seconds[name]. On CUDA each block ends by waiting for the GPU."""
     start = time.perf_counter()
     yield
     seconds[name] += time.perf_counter() - start

@@ -52,8 +52,8 @@ def orthogonalise(x):
 def make_optimizers(model, lr):
     """Muon for the matrices of the blocks, AdamW for embedding and heads, at the same learning rate."""
     matrices = list(model.blocks.parameters())
-    heads = [model.wte, model.number, model.lm_head, model.value_head]
-    others = [weight for module in heads for weight in module.parameters()]
+    modules = [model.wte, model.number, model.lm_head, model.value_head]
+    others = [weight for module in modules for weight in module.parameters()]
     return [Muon(matrices, lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 

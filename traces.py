@@ -56,7 +56,7 @@ def write_traces(path, traces):
 
 
 def read_traces(path, longest=None):
-    """The traces of a file as dicts; ValueError names the line that is wrong, or has over `longest` tokens."""
+    """The traces of a file as dicts; ValueError names the line that is wrong or over `longest` tokens."""
     traces = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):

@@ -173,6 +173,7 @@ def make_batch(examples, device):
     batch = pack(prompts, completions, device)
     action = batch["action"]                # (B, T), whether what follows belongs to the completion
     imitate, labels = torch.zeros_like(action), torch.full(action.shape, math.nan, device=device)
+    # Indexed by a mask, a matrix is filled row by row: one example after the other.
     imitate[action] = torch.tensor([flag for example in examples for flag in example.imitate], device=device)
     labels[action] = torch.tensor([label for example in examples for label in example.labels], device=device)
     return batch["idx"], batch["next"].where(imitate, -1), labels

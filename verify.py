@@ -176,7 +176,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a completion comes to."""
+    """
+    What a completion comes to. After the lines a, b, `wait`, c the steps a and c stand: standing is then the
+    prompt, a (line 0) and c (line 3).
+    """
     standing: list                          # of Step, the prompt first
     fault: str                              # a fault of structure at which reading stopped, or ""
     said_yes: bool = False                  # whether the last word was ?yes
