@@ -1,7 +1,7 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                # all methods over a few budgets -> out/search.csv (40 s on two CPU cores)
+    python search.py                # all methods over a few budgets -> out/search.csv (65 s on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --problems FILE                # your own problems, a prompt a line
     # Traces to learn from (train_sft.py --data)

@@ -1,7 +1,7 @@
 """
 Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
 
-    python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
+    python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (9 min on two CPU cores)
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included.
