@@ -44,7 +44,10 @@ def load_stopped(name, args, device):
     if different:
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
-    vars(args).update(checkpoint["flags"], out=args.out, device=args.device, resume=True)
+    # Where and how it runs may change; what it computes may not.
+    free = ("out", "device", "workers", "profile")
+    kept = {name: value for name, value in vars(args).items() if name in free}
+    vars(args).update(checkpoint["flags"] | kept, resume=True)
     return model, checkpoint
 
 

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tiktoken
@@ -166,8 +167,7 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A step that stands at the end of a completion."""
     line: int                               # which line of the completion it is, from 0; -1 is the prompt
     state: object                       # what is left after it; None if it is wrong, or built on a wrong one

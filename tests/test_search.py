@@ -13,6 +13,7 @@ import torch
 
 import best_of_n
 import search
+import tree
 from baselines import depth_first
 from best_of_n import Sample, sample_n, until_verified, vote
 from budget import Budget, Settings
@@ -334,6 +335,46 @@ def test_shared_beginnings_are_paid_for_once(model, monkeypatch):
     written = {tuple(child.ids[:n]) for child in children for n in range(n_prompt + 1, len(child.ids) + 1)}
     assert len(written) <= own.budget.spent < sum(len(child.ids) - n_prompt for child in children)
     assert own.budget.read == n_prompt      # all but its last token, and that one when the root was read
+
+
+@pytest.mark.parametrize("scorer", ["value", "verifier", "rollouts"])
+def test_a_tree_pays_for_all_that_is_generated(model, monkeypatch, scorer):
+    """Lines, rollouts, and the first token of a branch, which was chosen where another line was written."""
+    model.ends_soon = scorer == "rollouts"
+    generated, begun, generate, write_lines = [], [], tree.generate, tree.write_lines
+
+    def kept_generate(*args, **others):
+        samples = generate(*args, **others)
+        generated.append(int(samples.mask.sum()))
+        return samples
+
+    def kept_write_lines(model, store, searches, nodes, branches):
+        begun.append(sum(bool(branch.begun) for branch in branches))
+        return write_lines(model, store, searches, nodes, branches)
+    monkeypatch.setattr(tree, "generate", kept_generate)
+    monkeypatch.setattr(tree, "write_lines", kept_write_lines)
+    results = mcts(model, held_out_problems("countdown", 3, 6), 150, settings(), scorer)
+    assert sum(result.tokens for result in results) == sum(generated) + sum(begun)
+    assert sum(begun) > 5 and (len(generated) > len(begun)) == (scorer == "rollouts")
+
+
+def test_a_rollout_is_worth_what_the_verifier_says(model, monkeypatch):
+    """Of the sample from a step to its end; one that is right is a solution, and ends the search."""
+    model.ends_soon = True
+    monkeypatch.setattr(tree, "verify", lambda problem, text: Namespace(correct=len(text) % 7 == 3))
+    searches = mcts_searches(model, held_out_problems("countdown", 3, 30), 300, settings(), "rollouts")
+    values = []
+    for own in searches:
+        rollouts = [node for node in own.finished if node not in node.parent.children]
+        assert all(len(own.completion(node)) % 7 == 3 and node.value == 1.0 for node in rollouts)
+        nodes = list(own.root.children)
+        for node in nodes:
+            nodes += node.children
+            if not node.finished:
+                assert node.value == float(any(end.parent is node for end in rollouts))
+                values.append(node.value)
+        assert len(rollouts) <= 1 and own.result().score == any(node.value == 1 for node in own.finished)
+    assert {0.0, 1.0} == set(values) and 5 < sum(values) < 30
 
 
 def test_puct_by_hand():
