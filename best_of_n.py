@@ -4,7 +4,7 @@ Independent samples, and choosing among them: a single sample, majority vote, we
 To rank, the samples of a budget are drawn once, and all who rank them see the same ones.
 """
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from budget import Budget, Result
 from sample import generate
@@ -77,6 +77,11 @@ def one_sample(model, problems, budget, settings):
     limits = [min(settings.max_tokens, budget)] * len(problems)
     drawn = draw(model, problems, limits, settings)
     return [result_of(problem, [sample], sample, sample.value) for problem, sample in zip(problems, drawn)]
+
+
+def one_stream(model, problems, budget, settings):
+    """A single sample that may use up all of the budget. -> Results"""
+    return one_sample(model, problems, budget, replace(settings, max_tokens=budget))
 
 
 def best_of_n(model, problems, budget, settings, scorer):

@@ -45,6 +45,7 @@ def between(low, high):
     return parse
 
 
+STREAM_TOKENS = 1024                        # room for a stream
 LEVELS = "; ".join(f"{task.name}: its number of {task.unit}, {task.levels[0]} to {task.levels[-1]} "
                    f"(default {task.default_level})" for task in TASKS.values())
 SHARED_FLAGS = {
@@ -72,7 +73,7 @@ class Parser(argparse.ArgumentParser):
     def shared(self, *names, **defaults):
         for name in names:
             self.add_argument(name, **SHARED_FLAGS[name])
-        self.set_defaults(**defaults)
+        self.set_defaults(streams=False, **defaults)                    # the checkpoint knows better
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -89,7 +90,8 @@ class Parser(argparse.ArgumentParser):
 def choose_task(args, trained=None):
     """
     Fill in the task, level and max_tokens of a script's flags where they are not given: from a checkpoint's
-    flags, `trained`, else the defaults. ValueError if there is no such level.
+    flags, `trained`, else the defaults; and whether its model writes streams. ValueError if there is no such
+    level.
     """
     trained = trained or {}
     args.task = args.task or trained.get("task", DEFAULT_TASK)
@@ -97,7 +99,9 @@ def choose_task(args, trained=None):
     args.level = args.level or same_task.get("level") or get_task(args.task).default_level
     task = get_task(args.task, args.level)
     same_level = same_task if args.level == same_task.get("level") else {}
-    args.max_tokens = args.max_tokens or same_level.get("max_tokens", task.max_tokens(args.level))
+    args.streams = args.streams or trained.get("streams", False)
+    room = STREAM_TOKENS if args.streams else task.max_tokens(args.level)
+    args.max_tokens = args.max_tokens or same_level.get("max_tokens", room)
 
 
 def choose_device(name="auto"):

@@ -6,6 +6,9 @@ Countdown: make the target from all the numbers, each used once, with + - * and 
     3*2=6,4 6
     4*6=24,24              one number is left, and it is the target
 
+A step may say the target once more, `9-5=4,3 2 4>24`: then each line ends in a prompt of its own, as the
+lines of a stream do (streams.py).
+
 A level is how many numbers there are. Everything is an integer from 0 to 999,999,999: differences are not
 negative, division is exact. The state is the tuple of the numbers left.
 
@@ -28,7 +31,8 @@ OPERATORS = "+-*/"
 HARD = 0.3      # early in training, the share of problems that must multiply or divide
 PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
 # *+ is possessive: there is nothing to try again in a list of numbers, so no memory is kept for that.
-STEP = re.compile("(N)([-+*/])(N)=(N),(N(?: N)*+)".replace("N", f"(?:{NUMBER.pattern})"))
+LEFT = re.compile("N(?: N)*+>N".replace("N", f"(?:{NUMBER.pattern})"))           # as PROMPT, or one number
+STEP = re.compile("(N)([-+*/])(N)=(N),(N(?: N)*+)(?:>(N))?".replace("N", f"(?:{NUMBER.pattern})"))
 
 
 class Countdown(Task):
@@ -69,7 +73,18 @@ class Countdown(Task):
         listed = match[5].split(" ")
         if len(listed) != len(rest) or sorted(map(int, listed)) != sorted(rest):
             return None, f"the numbers left are {join(rest)}"
+        if match[6] and int(match[6]) != problem.target:
+            return None, f"the target is {problem.target}, not {match[6]}"
         return tuple(rest), ""
+
+    def restate(self, problem, state):
+        return f"{join(state)}>{problem.target}"
+
+    def names(self, problem, state, text):
+        if not LEFT.fullmatch(text):
+            return False
+        left, target = text.split(">")
+        return sorted(map(int, left.split(" "))) == sorted(state) and int(target) == problem.target
 
     def is_solved(self, problem, state):
         return state == (problem.target,)
@@ -82,9 +97,11 @@ class Countdown(Task):
             return f"dead end: {state[0]} is left, not {problem.target}"
         return f"unfinished: {join(state)} are left"
 
-    def solve(self, problem, rng):
+    def solve(self, problem, rng=None):
         hits = np.flatnonzero(find_hits(np.array([problem.numbers]), problem.target))
-        return write_path(problem.numbers, rng.choice(hits)) if len(hits) else None
+        if not len(hits):
+            return None
+        return write_path(problem.numbers, rng.choice(hits) if rng else hits[0])
 
     def max_tokens(self, level):
         # A step from k numbers: "99*99=9801," and the k - 1 numbers left, each "9801 "; then <|eos|>.

@@ -9,8 +9,7 @@ Expression: work out a term, an operation a line.
 A level is how many operators there are. Usual precedence, left to right, no unary signs; every value inside
 is an integer from 0 to 999,999,999. Going straight to `52` is legal: that is the direct answer, without a
 chain of thought. Every right step leads on, so there is nothing to search for, only arithmetic to get right;
-and as the answer is unique, a vote over answers means something here. The state is the number of operators
-left, -1 for a plain integer.
+and as the answer is unique, a vote over answers means something here. The state is the text of the last line.
 
 Nothing is ever passed to eval: a line is walked through once by a shunting-yard parser, which computes as it
 reads.
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
 PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
-PLAIN = -1
 
 
 @dataclass(slots=True)
@@ -52,7 +50,7 @@ class Expression(Task):
         return make_problem(text, tree)
 
     def start(self, problem):
-        return problem.level
+        return problem.prompt.removesuffix("=\n")
 
     def step(self, problem, state, line):
         try:
@@ -61,20 +59,23 @@ class Expression(Task):
             return None, str(error)
         if tree.value != problem.target:
             return None, f"its value is {tree.value}, not {problem.target}"
-        if tree.n_operators >= state:
+        if tree.n_operators >= count_operators(state):
             return None, "it has no fewer operators than the line above"
-        return (PLAIN if NUMBER.fullmatch(line) else tree.n_operators), ""
+        return line, ""
+
+    def restate(self, problem, state):
+        return state + "="
 
     def is_solved(self, problem, state):
-        return state == PLAIN
+        return NUMBER.fullmatch(state) is not None
 
     def can_be_solved(self, problem, state):
-        return state > 0                    # (52) has no operator left to do, and is no plain integer
+        return count_operators(state) > 0   # (52) has no operator left to do, and is no plain integer
 
     def unsolved_reason(self, problem, state):
         return "no plain integer stands at the end"
 
-    def solve(self, problem, rng):
+    def solve(self, problem, rng=None):
         return work_out(parse(problem.prompt[:-2]))
 
     def max_tokens(self, level):
@@ -96,6 +97,10 @@ class Expression(Task):
 def make_problem(text, tree):
     numbers = tuple(map(int, re.findall("[0-9]+", text)))
     return Problem("expression", tree.n_operators, text + "\n", numbers, tree.value)
+
+
+def count_operators(text):
+    return sum(map(text.count, "+-*/"))
 
 
 def parse(text):

@@ -49,6 +49,24 @@ def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, b
             f"pass{k}": sum(pass_at_k(k, c, k) for c in sampled) / len(sampled)}
 
 
+def evaluate_streams(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, batch_size=512):
+    """
+    How one sample at temperature 1 gets better as it goes on: {"within64", "within128", ...}, the share of
+    prompts solved within so many tokens, the stop token included, up to max_new_tokens; "sampled", within all
+    of them. judge as in evaluate.
+    """
+    generator, solved = torch.Generator().manual_seed(seed), []         # after how many tokens
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start:start + batch_size]
+        samples = generate(model, batch, max_new_tokens, 1.0, stop_tokens, generator)
+        for i, ids in enumerate(samples.finished(stop_tokens), start):
+            if ids is not None and judge(i, ids):
+                solved.append(len(ids) + 1)
+    budgets = [2 ** k for k in range(6, 20) if 2 ** k < max_new_tokens]
+    shares = {f"within{budget}": sum(n <= budget for n in solved) / len(prompts) for budget in budgets}
+    return shares | {"sampled": len(solved) / len(prompts)}
+
+
 @torch.no_grad()
 def value_auc(model, texts, labels, batch_size=1024):
     """
@@ -59,6 +77,6 @@ def value_auc(model, texts, labels, batch_size=1024):
     for i in range(0, len(texts), batch_size):
         idx, length = pad(texts[i:i + batch_size], model.wte.weight.device)
         values += model(idx)[1].gather(1, length[:, None] - 1)[:, 0].tolist()
-    values, labels = torch.tensor(values), torch.tensor(labels, dtype=torch.bool)
+    values, labels = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
     better = values[labels][:, None] - values[~labels]                  # (positives, negatives)
     return ((better > 0) + 0.5 * (better == 0)).mean().item()

@@ -21,6 +21,9 @@ import torch.nn.functional as F
 
 from common import write_whole
 
+SHARPNESS = 1.4         # of attention; queries and keys are normed, which bounds their products
+SPAN = 128                                  # positions of a long text that attend side by side
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -28,7 +31,7 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     vocab_size: int = 64
-    block_size: int = 4096              # longest sequence; rotary positions cost nothing until they are used
+    block_size: int = 8192              # longest sequence; rotary positions cost nothing until they are used
     n_gram: int = 3                     # tokens that are embedded together: this one and those just before it
     digit: int = 3                          # id of the token "0"; those of "1" to "9" follow
 
@@ -126,9 +129,25 @@ class Attention(nn.Module):
         k, v = qk[:, :, -1], qkv[:, :, -1]                              # (B, T, hs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs)
-        scores = torch.baddbmm(mask, q, k.mT, alpha=self.head_size ** -0.5)             # (B, T * nh, T_all)
-        y = torch.bmm(scores.softmax(-1), v)                            # (B, T * nh, hs)
+        if k.size(1) != T or T <= SPAN:
+            y = attend(q, k, v, mask)
+        else:
+            # A few positions at a time: those up to them are all they see, so half of the products are
+            # spared, and no matrix of all positions by all is held.
+            n_head, y = q.size(1) // T, []
+            for t in range(0, T, SPAN):
+                rows, seen = slice(t * n_head, (t + SPAN) * n_head), t + SPAN
+                y.append(attend(q[:, rows], k[:, :seen], v[:, :seen], mask[:, rows, :seen]))
+            y = torch.cat(y, dim=1)
         return self.proj(y.view(B, T, C))
+
+
+def attend(q, k, v, mask):
+    """
+    softmax(SHARPNESS q k' / sqrt(hs) + mask) v: q (B, M, hs), k and v (B, N, hs), mask (B or 1, M or 1, N).
+    """
+    scores = torch.baddbmm(mask, q, k.mT, alpha=SHARPNESS * q.size(-1) ** -0.5)         # (B, M, N)
+    return torch.bmm(scores.softmax(-1), v)                             # (B, M, hs)
 
 
 class MLP(nn.Module):
@@ -208,6 +227,9 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, scale=0.0)
         self.value_head = Linear(config.n_embd, 1, scale=0.0)
         frequency = 1000.0 ** -torch.linspace(0, 1, config.head_size // 2, dtype=torch.float64)
+        # The slowest quarter stands still: there, what is far away is found by what it says, not by where it
+        # stands
+        frequency[-config.head_size // 8:] = 0
         angle = torch.arange(config.block_size)[:, None] * frequency    # (block_size, hs / 2)
         cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
         # (block_size, 2, hs)

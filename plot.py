@@ -22,8 +22,10 @@ import matplotlib.pyplot as plt
 
 # Dashed, in these colours
 WITHOUT_MODEL = {"random steps": "silver", "enumeration": "gray", "heuristic": "black"}
+# What is drawn of training, where a table has it; the last three are of streams
 STAGES = {"pass16": ("pass@16", "tab:green"), "greedy": ("greedy", "tab:blue"),
-          "sampled": ("single sample", "tab:orange")}
+          "sampled": ("single sample", "tab:orange"), "within1024": ("within 1,024 tokens", "tab:red"),
+          "within256": ("within 256 tokens", "tab:purple"), "within64": ("within 64 tokens", "tab:brown")}
 WIDTHS = (1.5, 2.5, 1.0, 3.5, 0.7, 4.5)                             # of the lines of different sizes of model
 
 
@@ -75,13 +77,14 @@ def means(rows, keys, columns):
 # The two laws
 
 def draw_training(axis, folders):
-    keys, columns = ["parameters", "step"], ["flops", *STAGES]
-    tables = [means(read(folders, name), keys, columns) for name in ("sft.csv", "rl.csv")]
+    tables = [read(folders, name) for name in ("sft.csv", "rl.csv")]
+    stages = {column: STAGES[column] for column in STAGES if all(column in row for row in sum(tables, []))}
+    tables = [means(table, ["parameters", "step"], ["flops", *stages]) for table in tables]
     sizes = sorted({row["parameters"] for row in tables[0]})
     for size, width in zip(sizes, WIDTHS * len(sizes)):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
         rl = sft[-1:] + rl                  # RL goes on where SFT ended
-        for column, (label, color) in STAGES.items():
+        for column, (label, color) in stages.items():
             if len(sizes) > 1:
                 label = f"{label}, {size / 1e6:.1f}M parameters"
             style = {"color": color, "linewidth": width}

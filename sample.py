@@ -229,7 +229,7 @@ def make_decoder(model, B, T_all, *settings):
 # ------------------------------------------------------------------------------------------------------------
 # Many tokens
 
-TWINS = weakref.WeakKeyDictionary()         # model: its copies for inference, by dtype
+TWINS = weakref.WeakKeyDictionary()         # model: its copies for inference, by what they were made for
 
 
 @torch.no_grad()
@@ -240,16 +240,17 @@ def for_inference(model, B):
     """
     few = B < FEW_ROWS and model.wte.weight.device.type == "cpu"
     dtype = None if few else model.compute_dtype
-    twins = TWINS.setdefault(model, {})
-    if dtype not in twins:
-        twin = twins[dtype] = copy.deepcopy(model).requires_grad_(False)
+    weight = model.wte.weight
+    twins, key = TWINS.setdefault(model, {}), (dtype, weight.dtype, weight.device)
+    if key not in twins:
+        twin = twins[key] = copy.deepcopy(model).requires_grad_(False)
         twin.compute_dtype, twin.decoders = dtype, {}
         for module in twin.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
-    for new, old in zip(twins[dtype].parameters(), model.parameters()):
+    for new, old in zip(twins[key].parameters(), model.parameters()):
         new.copy_(old)
-    return twins[dtype]
+    return twins[key]
 
 
 def pad(rows, device):

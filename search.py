@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 from baselines import depth_first, random_paths
-from best_of_n import best_of_n, one_sample, sample_n, until_verified, vote
+from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
 from budget import Settings
 from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
 from metrics import wilson
@@ -48,11 +48,15 @@ from verify import (TASKS, decode, encode, held_out_problems, make_problems, par
                     verify)
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
+BUDGETS, STREAM_BUDGETS = (75, 150, 300), (64, 256, 1024, 4096)
 N_VALIDATION = 300                          # validation problems on which the best of them is chosen
 
 
 # ------------------------------------------------------------------------------------------------------------
 # The table
+
+ANSWERS, STREAMS = "answers", "streams"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -66,16 +70,19 @@ class Method:
     temperature: float = 1.0
     needs_model: bool = True
     any_budget: bool = False                # one row is enough, as it never uses more than one sample
+    models: tuple = (ANSWERS,)              # which it is for: models of answers, of streams
 
 
+BOTH = ANSWERS, STREAMS
 METHODS = {
     "greedy": Method(one_sample, any_budget=True, temperature=0.0),
     "single sample": Method(one_sample, any_budget=True),
     "single sample (best T)": Method(one_sample, any_budget=True, best_temperature=True),
+    "stream": Method(one_stream, models=(STREAMS,)),
     "majority": Method(partial(vote, scorer="count"), ranks=True),
     "vote (value)": Method(partial(vote, scorer="value"), ranks=True),
     "best-of-n (value)": Method(partial(best_of_n, scorer="value"), ranks=True),
-    "best-of-n (verifier)": Method(until_verified, verifies=True),
+    "best-of-n (verifier)": Method(until_verified, verifies=True, models=BOTH),
     "best-of-n (verifier, best T)": Method(until_verified, verifies=True, best_temperature=True),
     "depth-1 (value)": Method(partial(depth_one, scorer="value")),
     "beam (value)": Method(partial(beam, scorer="value")),
@@ -83,15 +90,18 @@ METHODS = {
     "mcts (value)": Method(partial(mcts, scorer="value")),
     "mcts (verifier)": Method(partial(mcts, scorer="verifier"), verifies=True),
     "mcts (rollouts)": Method(partial(mcts, scorer="rollouts"), verifies=True),
-    "random steps": Method(random_paths, verifies=True, needs_model=False),
-    "enumeration": Method(depth_first, verifies=True, needs_model=False),
-    "heuristic": Method(partial(depth_first, by_heuristic=True), verifies=True, needs_model=False),
+    "random steps": Method(random_paths, verifies=True, needs_model=False, models=BOTH),
+    "enumeration": Method(depth_first, verifies=True, needs_model=False, models=BOTH),
+    "heuristic": Method(partial(depth_first, by_heuristic=True), verifies=True, needs_model=False,
+                        models=BOTH),
 }
 BATCH = 1000                                # problems searched side by side
 
 
-def default_methods(task):
-    return [name for name, method in METHODS.items() if method.needs_model or TASKS[task].enumerable]
+def default_methods(task, streams=False):
+    """Those for a model of streams or of answers, on a task whose steps can be listed or not."""
+    return [name for name, method in METHODS.items() if (STREAMS if streams else ANSWERS) in method.models
+            and (method.needs_model or TASKS[task].enumerable)]
 
 
 def run_method(model, problems, method, budget, settings):
@@ -134,7 +144,7 @@ def measure(model, problems, name, budget, settings, args, seconds=0.0):
     seconds, n = seconds + time.time() - started, len(problems)
     correct, tokens = count_correct(problems, results), sum(r.tokens for r in results) / n
     low, high = wilson(correct, n)
-    context = (len(encode(problems[0].prompt)) + args.max_tokens) / 2
+    context = (len(encode(problems[0].prompt)) + (tokens if args.streams else args.max_tokens)) / 2
     through_model = tokens + sum(r.read for r in results) / n if method.needs_model else 0
     oracle = method.verifies and not TASKS[args.task].checkable
     flops = through_model * flops_per_token(model.config, context)
@@ -221,6 +231,15 @@ def ask(model, problem, args):
     print(f"\n{problem.prompt}{result.completion}{outcome} ({verdict.reason}), {result.tokens} tokens")
 
 
+def think(model, problem, args):
+    """Show a stream on one problem."""
+    settings = Settings(args.max_tokens, torch.Generator().manual_seed(args.seed))
+    result, = one_stream(model, [problem], args.budgets[-1], settings)
+    verdict = verify(problem, result.completion)
+    outcome = "solved" if verdict.correct else "not solved"
+    print(f"{problem.prompt}{result.completion}{outcome} ({verdict.reason}), {result.tokens} tokens")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The script
 
@@ -231,8 +250,9 @@ def make_parser():
     # the search
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD",
                         help=f"of {', '.join(METHODS)} (default: all that the task allows)")
-    parser.add_argument("--budgets", nargs="+", type=positive, default=[75, 150, 300], metavar="N",
-                        help="ceilings on the tokens generated for a problem (default 75 150 300)")
+    parser.add_argument("--budgets", nargs="+", type=positive, metavar="N",
+                        help="ceilings on the tokens generated for a problem (default 75 150 300, for a "
+                             "model of streams 64 256 1024 4096)")
     parser.add_argument("--c-puct", type=between(0, math.inf), default=1.0, metavar="X",
                         help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
@@ -258,6 +278,7 @@ def load_model(args):
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
+    args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
     if args.max_tokens >= model.config.block_size:
         raise ValueError(f"--max-tokens {args.max_tokens}: the model reads under {model.config.block_size}")
     return model
@@ -293,9 +314,11 @@ def check(problem, args):
 
 
 def check_methods(args):
-    useless = [name for name in args.methods if name not in default_methods(args.task)]
+    useless = [name for name in args.methods if name not in default_methods(args.task, args.streams)]
     if useless:
-        raise ValueError(f"--methods {', '.join(useless)}: not for {args.task}, whose steps cannot be listed")
+        raise ValueError(f"--methods {', '.join(useless)}: for {args.task} with a model of "
+                         f"{STREAMS if args.streams else ANSWERS} there are "
+                         f"{', '.join(default_methods(args.task, args.streams))}")
     if args.save and not len(args.methods) == len(args.budgets) == 1:
         raise ValueError("--save takes one of --methods and one of --budgets")
     if args.save and not METHODS[args.methods[0]].needs_model:
@@ -309,8 +332,8 @@ def run(parser, args):
             problem = check(parse_problem(args.ask), args)
             if not state_value(problem, ""):
                 raise ValueError(f"{args.ask} has no solution: all ways were tried")
-            return ask(model, problem, args)
-        args.methods = args.methods or default_methods(args.task)
+            return (think if args.streams else ask)(model, problem, args)
+        args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)
         problems = load_problems(args)
     path = args.save or os.path.join(args.out, "search.csv")

@@ -59,6 +59,14 @@ class Task:
         """
         raise NotImplementedError
 
+    def restate(self, problem, state):
+        """A state as a prompt without its newline: `wait` and this goes back to it. None: there is no way."""
+        return None
+
+    def names(self, problem, state, text):
+        """Whether a text restates a state. Never raises, linear in the text."""
+        return text == self.restate(problem, state)
+
     def is_solved(self, problem, state):
         raise NotImplementedError
 
@@ -70,8 +78,8 @@ class Task:
         """What is missing, in words, where all steps are right but the state is not solved."""
         raise NotImplementedError
 
-    def solve(self, problem, rng):
-        """One worked solution, drawn by rng where there are several; None if there is none."""
+    def solve(self, problem, rng=None):
+        """One worked solution, drawn by rng where there are several, else the first; None if none is."""
         raise NotImplementedError
 
     def max_tokens(self, level):

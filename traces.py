@@ -10,20 +10,14 @@ and "flops": what it cost to find. What of a trace is worth imitating stands her
 import json
 
 from common import write_whole
-from verify import encode, parse_problem
+from verify import encode, parse_problem, replay
 
 VERDICTS = ("?yes", "?no")
 
 
-def standing_lines(completion):
+def standing_lines(problem, completion):
     """The numbers, from 0, of the lines that stand at the end: no verdict, no `wait`, not taken back."""
-    standing = []
-    for number, line in enumerate(completion.split("\n")[:-1]):
-        if line == "wait":
-            standing = standing[:-1]
-        elif line not in VERDICTS:
-            standing.append(number)
-    return standing
+    return [step.line for step in replay(problem, completion).standing[1:]]
 
 
 def without_verdict(completion):
@@ -34,15 +28,15 @@ def without_verdict(completion):
     return completion
 
 
-def imitated_lines(completion, correct):
+def imitated_lines(problem, completion, correct):
     """
     Which lines of a trace are worth imitating, a list of bool: of a correct one the steps that stand, `wait`s
     and verdicts; of another the verdicts only. A last verdict that is false is not imitated.
     """
-    standing, lines = standing_lines(completion), completion.split("\n")[:-1]
+    standing, lines = set(standing_lines(problem, completion)), completion.split("\n")[:-1]
     imitated = []
     for number, line in enumerate(lines):
-        stands = line == "wait" or number in standing
+        stands = line.startswith("wait") or number in standing
         imitated.append(line in VERDICTS or correct and stands)
     if lines and lines[-1] == ("?no" if correct else "?yes"):
         imitated[-1] = False

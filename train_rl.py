@@ -32,15 +32,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import Parser, between, choose_device, choose_task, clock, positive, run_script
+from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script
 from model import load_checkpoint
 from optim import optimizer_step
 from sample import generate
-from trainer import Run, add_run_flags, load_stopped, pack
+from streams import SEEN_TARGETS
+from trainer import Run, add_run_flags, by_length, load_stopped, pack, take
 from verify import EOS, PAD, encode, is_correct, make_problems
 
-ROWS = 256                                  # so many rows at a time go through the model; changes no result
 WARMUP = 5                                  # steps
+DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "sft_coef": 0.5}
+STREAM_DEFAULTS = {"steps": 300, "prompts": 48, "half_life": 256, "sft_coef": 0.0}
 
 
 def make_parser():
@@ -49,12 +51,15 @@ def make_parser():
     parser.shared("--init", "--task", "--level", "--max-tokens")
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
-    parser.add_argument("--steps", type=positive, default=80, metavar="N",
-                        help="rollout batches (default 80)")
-    parser.add_argument("--prompts", type=positive, default=128, metavar="N",
-                        help="problems a step (default 128)")
+    parser.add_argument("--steps", type=positive, metavar="N",
+                        help="rollout batches (default 80, of streams 300)")
+    parser.add_argument("--prompts", type=positive, metavar="N",
+                        help="problems a step (default 128, of streams 48)")
     parser.add_argument("--samples", type=positive, default=8, metavar="N",
                         help="completions for each problem (default 8)")
+    parser.add_argument("--half-life", type=count, metavar="N",
+                        help="the price of thinking: a reward that comes N tokens later is worth half, 0 if "
+                             "thinking is free (default 0, of streams 256)")
     # the loss
     number = between(0, math.inf)
     parser.add_argument("--lr", type=number, default=1e-3, metavar="X",
@@ -62,8 +67,8 @@ def make_parser():
     parser.add_argument("--value-coef", type=number, default=0.02, metavar="X",
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
-    parser.add_argument("--sft-coef", type=number, default=0.5, metavar="X",
-                        help="weight of imitating worked solutions beside (default 0.5)")
+    parser.add_argument("--sft-coef", type=number, metavar="X",
+                        help="weight of imitating worked solutions beside (default 0.5, of streams 0)")
     parser.add_argument("--entropy-coef", type=number, default=0.0, metavar="X",
                         help="weight of an entropy bonus (default 0)")
     # of PPO
@@ -93,12 +98,13 @@ def rollout(model, args, step, seconds):
     device = model.wte.weight.device
     rng = np.random.default_rng([args.seed, 1, step])                   # all that is random in this step
     with clock(seconds, "making problems"):
-        problems, solutions = make_problems(args.task, args.level, args.prompts, rng)
+        targets = SEEN_TARGETS if args.streams else None
+        problems, solutions = make_problems(args.task, args.level, args.prompts, rng, targets=targets)
         prompts = [encode(problem.prompt) for problem in problems]
         demos = pack(prompts, [encode(solution) + [EOS] for solution in solutions], device)
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
     with clock(seconds, "sampling"):
-        samples = generate(model, prompts, args.max_tokens, 1.0, (EOS,), generator, args.samples)
+        samples = generate(model, prompts, longest(args, step), 1.0, (EOS,), generator, args.samples)
     with clock(seconds, "verifying"):
         finished = samples.finished((EOS,))
         rewards = [float(is_correct(problems[row // args.samples], ids)) for row, ids in enumerate(finished)]
@@ -110,14 +116,40 @@ def rollout(model, args, step, seconds):
     return batch, demos
 
 
-def has_signal(algo, rewards, group_size):
-    """
-    Which groups there is something to learn from, rewards (B,) -> (B / group_size,): those with right and
-    wrong samples; for the filter those with right ones.
-    """
+def longest(args, step):
+    """The longest completion of a step: streams grow, from a quarter of --max-tokens to all of it."""
+    share = min(1.0, 0.25 + 1.5 * step / args.steps) if args.streams else 1.0
+    return round(share * args.max_tokens)
+
+
+def is_mixed(rewards, group_size):
+    """Which groups have right and wrong samples: rewards (B,) -> (B / group_size,)."""
     groups = rewards.view(-1, group_size)
-    some_right, some_wrong = groups.max(1).values > 0, groups.min(1).values < 1
-    return some_right if algo == "filter" else some_right & some_wrong
+    return groups.max(1).values > groups.min(1).values
+
+
+def has_signal(rewards, args):
+    """
+    Which groups there is something to learn from: those that are mixed. The filter needs a right sample only,
+    and so does who has to learn to be quick.
+    """
+    if args.algo == "filter" or args.half_life:
+        return rewards.view(-1, args.samples).max(1).values > 0
+    return is_mixed(rewards, args.samples)
+
+
+def discounted(batch, args):
+    """
+    What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until then.
+
+    A price on thinking that knows no ceiling: the expected discounted reward is the share of problems solved
+    within b tokens, averaged over budgets b that end at each token with the same probability.
+    """
+    rewards = batch["rewards"][:, None].expand_as(batch["old_values"])
+    if not args.half_life:
+        return rewards
+    position = batch["action"].cumsum(1)
+    return rewards * 0.5 ** ((position[:, -1:] - position) / args.half_life)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -125,26 +157,34 @@ def has_signal(algo, rewards, group_size):
 
 def filter_advantages(batch, args):
     """
-    The reward. The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are
+    The return. The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are
     right: to imitate one's own right answers is a policy gradient without a baseline.
     """
-    return batch["rewards"][:, None].expand_as(batch["old_values"])
+    return batch["returns"]
 
 
 def reinforce_advantages(batch, args):
-    """The reward less the mean reward of the problem's samples, for every token of a completion."""
-    groups = batch["rewards"].view(-1, args.samples)
-    return (groups - groups.mean(1, keepdim=True)).view(-1, 1).expand_as(batch["old_values"])
+    """
+    The reward less the mean reward of the problem's samples, for every token of a completion. With a
+    --half-life, the return less its mean over all tokens of these samples: a token is credited with what came
+    behind it, and soon. Of a stream in which the fifth attempt succeeds, the first four are blamed.
+    """
+    returns, n_groups = batch["returns"], len(batch["returns"]) // args.samples
+    counted = batch["action"] if args.half_life else last_tokens(batch["action"])
+    total = (returns * counted).reshape(n_groups, -1).sum(1)
+    mean = total / counted.reshape(n_groups, -1).sum(1)                 # (B / samples,)
+    return returns - mean.repeat_interleave(args.samples)[:, None]
 
 
 def gae_advantages(batch, args):
     """
-    A_t = sum_k lam^k delta_{t+k}, delta_t = V_{t+1} - V_t, and r - V_t at the last token (GAE, Schulman et
-    al. 2016, equation 16, discount 1, one reward at the end).
+    A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = gamma V_{t+1} - V_t, and r - V_t at the last token (GAE,
+    Schulman et al. 2016, equation 16, one reward at the end); gamma is 1 without a --half-life.
     """
     values, action = batch["old_values"].sigmoid(), batch["action"]
-    after = F.pad(values[:, 1:], (0, 1)).where(~last_tokens(action), batch["rewards"][:, None])
-    return lambda_sums(after - values, action, args.lam)
+    gamma = 0.5 ** (1 / args.half_life) if args.half_life else 1.0
+    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(action), batch["rewards"][:, None])
+    return lambda_sums(after - values, action, gamma * args.lam)
 
 
 def lambda_sums(deltas, action, lam):
@@ -199,22 +239,6 @@ def forward_all(model, batch):
     return columns
 
 
-def take(batch, rows):
-    return {key: tensor[rows] for key, tensor in batch.items()}
-
-
-def by_length(batch, size=ROWS):
-    """
-    (rows, what the batch holds of them) for a few rows at a time, of like length and without the padding
-    behind them.
-    """
-    # The column behind the last token of each row: argmax finds the first True from the end.
-    lengths = batch["action"].size(1) - batch["action"].flip(1).int().argmax(1)             # (B,)
-    for rows in lengths.argsort(stable=True).split(size):
-        part, T = take(batch, rows), lengths[rows].max()
-        yield rows, {key: tensor[:, :T] if tensor.dim() == 2 else tensor for key, tensor in part.items()}
-
-
 def learn(model, optimizers, batch, demos, args, lr, seed):
     """
     All optimizer steps on one batch of rollouts; returns the metrics of the last one. Adds columns to batch.
@@ -222,6 +246,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     old_values = batch["old_values"]        # what the policy that sampled thought: for explained_variance
     if LOSSES[args.algo] is clipped_loss:                   # the ratio must not see how the sampler rounds
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
+    batch["returns"] = discounted(batch, args)
     batch["advantages"] = ADVANTAGES[args.algo](batch, args) * batch["action"]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
@@ -248,8 +273,7 @@ def losses(model, batch, args):
     """The loss of each token, and what is measured on the way: (B, T), dict of (B, T)."""
     logprobs, entropy, values = forward(model, batch)
     loss = LOSSES[args.algo](logprobs, batch, args)
-    labels = batch["rewards"][:, None].expand_as(values)
-    value_loss = F.binary_cross_entropy_with_logits(values, labels, reduction="none")
+    value_loss = F.binary_cross_entropy_with_logits(values, batch["returns"], reduction="none")
     loss = loss + args.value_coef * value_loss - args.entropy_coef * entropy
     logratio = (logprobs - batch["old_logprobs"]).detach()
     approx_kl = logratio.exp() - 1 - logratio                           # Schulman's estimator, never negative
@@ -270,7 +294,7 @@ def imitate(model, demos, coef):
 def explained_variance(batch, values):
     """How much of the returns' variance the old values explain: 1 is all, 0 is none."""
     action = batch["action"]
-    returns, predicted = batch["rewards"][:, None].expand_as(values)[action], values.sigmoid()[action]
+    returns, predicted = batch["returns"][action], values.sigmoid()[action]
     return 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
 
 
@@ -289,7 +313,7 @@ def train(args, run):
             batch, demos = rollout(run.model, args, step, seconds)
             rewards, n_new = batch["rewards"], batch["action"].sum().item()
             # 3. Drop the groups without signal.
-            useful = has_signal(args.algo, rewards, args.samples)
+            useful = has_signal(rewards, args)
             kept = take(batch, useful.repeat_interleave(args.samples))
             # 4, 5. Advantages, losses, steps: see learn.
             metrics = dict.fromkeys(METRICS, math.nan)
@@ -299,7 +323,7 @@ def train(args, run):
                     seed = 1000 * args.seed + step
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
             count_tokens(run, args, batch, kept, demos)
-            mixed = has_signal("reinforce", rewards, args.samples)
+            mixed = is_mixed(rewards, args.samples)
             run.metrics = {"reward": rewards.mean().item(), "mixed": mixed.float().mean().item(),
                            "length": n_new / len(rewards), **metrics}
     return seconds
@@ -313,7 +337,9 @@ def count_tokens(run, args, batch, kept, demos):
     n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and n_kept else 0
     n_old = n_kept if LOSSES[args.algo] is clipped_loss else 0          # the log-probs of the old policy
     n_learnt = args.epochs * (n_kept + args.minibatches * n_demo)
-    run.count(n_new + n_demo, n_read + n_new + n_old, n_learnt, context=batch["idx"].size(1) / 2)
+    lengths = (batch["idx"] != PAD).sum(1).float()                      # a long text has long contexts
+    context = (lengths.square().sum() / lengths.sum() / 2).item()
+    run.count(n_new + n_demo, n_read + n_new + n_old, n_learnt, context)
 
 
 def begin(args):
@@ -330,6 +356,9 @@ def begin(args):
     choose_task(args, parent and parent["flags"])
     if args.samples < 2:
         raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
+    for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     default = 2 if LOSSES[args.algo] is clipped_loss else 1
     args.epochs, args.minibatches = args.epochs or default, args.minibatches or default
     return model, parent, stopped

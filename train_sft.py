@@ -24,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+import streams
 from common import Parser, between, choose_device, choose_task, count, positive, run_script
 from model import GPT, GPTConfig, load_checkpoint, to_device
 from optim import optimizer_step
 from sample import generate
 from traces import imitated_lines, read_traces
-from trainer import Run, add_run_flags, load_stopped, pack
-from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps
+from trainer import Run, add_run_flags, by_length, load_stopped, pack
+from verify import EOS, TASKS, encode, is_correct, make_problems, parse_problem, random_steps
 
 HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,
 WHOLE_EVERY = 6         # and one in so many all of it
@@ -50,14 +51,18 @@ def make_parser():
     parser.add_argument("--data", nargs="+", metavar="FILE",
                         help="traces to learn from instead of fresh worked solutions: right ones are "
                              "imitated, all of them fit the value head; needs --init")
+    parser.add_argument("--streams", action="store_true",
+                        help="imitate streams, which try, go back with `wait` and the problem restated, and "
+                             "try again, instead of worked solutions")
     parser.add_argument("--honest", type=between(0, 1), default=0.5, metavar="X",
                         help="of the batches with whole solutions, the share that shows random steps "
                              "instead, if the task can list them (default 0.5)")
     # the optimisation
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="optimizer steps (default 6800; with --data as many as show each trace once)")
-    parser.add_argument("--batch-size", type=positive, default=64, metavar="N",
-                        help="problems a step (default 64)")
+                        help="optimizer steps (default 6800, of streams 10000; with --data as many as show "
+                             "each trace once)")
+    parser.add_argument("--batch-size", type=positive, metavar="N",
+                        help="problems a step (default 64, of streams 96 pieces)")
     parser.add_argument("--lr", type=between(0, math.inf), metavar="X",
                         help="peak learning rate (default 3e-3, with --data 1e-3)")
     parser.add_argument("--value-coef", type=between(0, math.inf), default=1.0, metavar="X",
@@ -129,7 +134,8 @@ def from_trace(trace):
     """
     lines = trace["completion"].splitlines(keepends=True)
     correct, values = trace["correct"], trace.get("values")
-    imitated = imitated_lines(trace["completion"], correct) + [False]   # the last line may be cut off
+    imitated = imitated_lines(parse_problem(trace["prompt"]), trace["completion"], correct)
+    imitated.append(False)                  # the last line may be cut off
     everywhere = math.nan if values else float(correct)
     ids, imitate, labels = [], [], [everywhere]
     for number, line in enumerate(lines):
@@ -166,8 +172,9 @@ def own_attempts(model, problems, max_tokens, rng):
 
 def make_batch(examples, device):
     """
-    idx (B, T); targets (B, T), what follows each token where that is to be imitated, -1 (ignored) elsewhere;
-    labels (B, T) for the value head, nan where there is none.
+    {"idx" (B, T), "next" (B, T), "action" (B, T)} as from pack; "targets" (B, T), what follows each token
+    where that is to be imitated, -1 (ignored) elsewhere; "labels" (B, T) for the value head, nan where there
+    is none.
     """
     prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
     batch = pack(prompts, completions, device)
@@ -176,7 +183,7 @@ def make_batch(examples, device):
     # Indexed by a mask, a matrix is filled row by row: one example after the other.
     imitate[action] = torch.tensor([flag for example in examples for flag in example.imitate], device=device)
     labels[action] = torch.tensor([label for example in examples for label in example.labels], device=device)
-    return batch["idx"], batch["next"].where(imitate, -1), labels
+    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -207,6 +214,17 @@ def solutions_lesson(args, step):
         n_honest = round(args.honest * len(problems))
         examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
     return problems, examples
+
+
+def streams_lesson(args, step):
+    """(no problems, examples): streams, or pieces of them."""
+    written = streams.lesson(args.task, args.level, args.batch_size, args.seed, step, step / args.steps)
+    return [], [from_stream(text) for text in written]
+
+
+def from_stream(written):
+    unknown = [math.nan] * len(written.ids)
+    return Example(encode(written.problem.prompt), written.ids, written.imitate, unknown)
 
 
 def traces_lesson(traces, args, step):
@@ -256,21 +274,40 @@ def train(args, run, lesson):
             own = own_attempts(run.model, problems, args.max_tokens, rng)
             examples = examples + own
             n_sampled = sum(len(example.prompt + example.completion) for example in own)
-        # 2. One forward pass. The loss is a mean over the tokens that are imitated, never the prompt's.
-        idx, targets, labels = make_batch(examples, run.device)
-        logits, values = run.model(idx)                                 # (B, T, V), (B, T)
-        n_imitated = (targets >= 0).sum().clamp_min(1)
+        # 2. The gradient, of some examples at a time.
+        batch = make_batch(examples, run.device)
+        run.metrics = gradient(run.model, batch, args)
+        # 3. Step.
+        optimizer_step(run.model, run.optimizers, learning_rate(args, step))
+        lengths = [len(example.prompt + example.completion) for example in examples]
+        n_tokens = sum(lengths)
+        context = sum(n * n for n in lengths) / 2 / n_tokens            # a long text has long contexts
+        run.count(n_tokens, n_sampled, n_tokens, context)
+
+
+def gradient(model, batch, args):
+    """
+    Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
+    never the prompt's; the value head's over those that have a label.
+    """
+    n_imitated = (batch["targets"] >= 0).sum().item()
+    n_labelled = (~batch["labels"].isnan()).sum().item()
+    metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
+    for _, part in by_length(batch):
+        logits, values = model(part["idx"])                             # (B, T, V), (B, T)
+        targets, labels = part["targets"], part["labels"]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-        loss, value_loss, labelled = loss / n_imitated, torch.zeros(()), ~labels.isnan()
+        loss = loss / max(1, n_imitated)
+        metrics["loss"] += loss.item()
+        labelled = ~labels.isnan()
         if labelled.any():
             known = labels[labelled].to(values.dtype)
-            value_loss = F.binary_cross_entropy_with_logits(values[labelled], known)
-        # 3. Step.
-        (loss + args.value_coef * value_loss).backward()
-        optimizer_step(run.model, run.optimizers, learning_rate(args, step))
-        n_tokens = sum(len(example.prompt + example.completion) for example in examples)
-        run.count(n_tokens, n_sampled, n_tokens, context=idx.size(1) / 2)
-        run.metrics = {"loss": loss.item(), "value_loss": value_loss.item() if labelled.any() else math.nan}
+            value_loss = F.binary_cross_entropy_with_logits(values[labelled], known, reduction="sum")
+            value_loss = value_loss / n_labelled
+            metrics["value_loss"] += value_loss.item()
+            loss = loss + args.value_coef * value_loss
+        loss.backward()
+    return metrics
 
 
 @torch.no_grad()
@@ -282,8 +319,8 @@ def introduce_words(model, traces):
     """
     rows, words = model.lm_head.weight, set()                           # (V, C)
     for trace in traces:
-        lines = trace["completion"].split("\n")
-        for line, imitated in zip(lines, imitated_lines(trace["completion"], trace["correct"])):
+        problem, lines = parse_problem(trace["prompt"]), trace["completion"].split("\n")
+        for line, imitated in zip(lines, imitated_lines(problem, trace["completion"], trace["correct"])):
             words |= set(encode(line)) if imitated else set()
     for word in words:
         if torch.equal(rows[word], rows[-1]):                       # as the last id, which is no word at all
@@ -308,12 +345,18 @@ def begin(args):
         torch.manual_seed(args.seed)
         model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
     choose_task(args, parent and parent["flags"])
+    if args.streams and not (TASKS[args.task].enumerable and args.level > 2):
+        raise ValueError(f"--streams: not for {args.task} at level {args.level}, only where all steps can be "
+                         "listed, from level 3 on")
     return model, parent, stopped
 
 
 def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
-    args.steps = args.steps or (-(-len(traces) // args.batch_size) if traces else 6800)
+    of_streams = args.streams and not traces
+    args.batch_size = args.batch_size or (96 if of_streams else 64)
+    n_all = -(-len(traces) // args.batch_size)
+    args.steps = args.steps or (n_all if traces else 10_000 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3
 
 
@@ -329,7 +372,8 @@ def main():
         introduce_words(model, traces)
         run.tokens += sum(trace.get("tokens", 0) for trace in traces)   # what it took to make them
         run.flops += sum(trace.get("flops", 0) for trace in traces)
-    train(args, run, partial(traces_lesson, traces) if traces else solutions_lesson)
+    lesson = streams_lesson if args.streams else solutions_lesson
+    train(args, run, partial(traces_lesson, traces) if traces else lesson)
 
 
 if __name__ == "__main__":

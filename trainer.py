@@ -14,13 +14,14 @@ import torch
 from tqdm import tqdm
 
 from common import catch_ctrl_c, open_folder, positive, save_table
-from metrics import evaluate, value_auc
+from metrics import evaluate, evaluate_streams, value_auc
 from model import flops_per_token, load_checkpoint, save_checkpoint
 from optim import make_optimizers
 from sample import generate
 from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
 
+AT_ONCE = 2048                              # so many tokens at a time go through the model; changes no result
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "optimizers")
 
 
@@ -64,6 +65,27 @@ def pack(prompts, completions, device):
         action[row, len(prompt):end] = True
     rows, action = torch.from_numpy(rows).to(device), torch.from_numpy(action).to(device)
     return {"idx": rows[:, :-1], "next": rows[:, 1:], "action": action[:, 1:]}
+
+
+def take(batch, rows):
+    return {key: tensor[rows] for key, tensor in batch.items()}
+
+
+def by_length(batch, n_tokens=AT_ONCE):
+    """
+    (rows, what the batch holds of them) for some rows at a time, of like length and without the padding
+    behind them: no more than n_tokens, padding included, unless a single row is longer.
+    """
+    # The column behind the last token of each row: argmax finds the first True from the end.
+    lengths = batch["action"].size(1) - batch["action"].flip(1).int().argmax(1)             # (B,)
+    order = lengths.argsort(stable=True)
+    start, longest = 0, lengths[order].tolist()
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * longest[end] > n_tokens:
+            rows, T = order[start:end], longest[end - 1]
+            part = take(batch, rows)
+            yield rows, {key: tensor[:, :T] if tensor.dim() == 2 else tensor for key, tensor in part.items()}
+            start = end
 
 
 def labelled_states(task, level, split, n=2000):
@@ -171,6 +193,8 @@ class Run:
         def judge(i, ids):
             return is_correct(self.problems[i], ids)
         args = self.args
+        if args.streams:
+            return evaluate_streams(self.model, self.prompts[:n], judge, args.max_tokens, (EOS,), args.seed)
         accuracy = evaluate(self.model, self.prompts[:n], judge, args.max_tokens, (EOS,), args.seed)
         return accuracy | {"value_auc": value_auc(self.model, *self.states)}
 

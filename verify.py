@@ -5,8 +5,9 @@ Problems, the language they are written in, and the exact judge of every answer 
 
 What a task's own steps are stands in its file (countdown.py, expression.py). Here is what no task owns: the
 tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
-steps it knows two kinds of line: `wait` takes back the last step that stands, `?yes` or `?no` is the writer's
-own verdict. A completion is judged by the steps that stand at its end.
+steps it knows three kinds of line: `wait` takes back the last step that stands; `wait 9 3 5 2>24` all steps
+since that was left, and so goes back to a problem that it restates; `?yes` or `?no` is the writer's own
+verdict. A completion is judged by the steps that stand at its end.
 
 The verifier is safe to hand anything a model can write: nothing is ever passed to eval, a line is either
 matched by a regular expression that backtracks a bounded amount or walked through once, and time is linear in
@@ -189,6 +190,18 @@ class Replay:
         return self.standing[-1].state
 
 
+def n_kept(problem, standing, line):
+    """How many of the standing steps still stand after a `wait` or a `wait P`; 0 if there is no way back."""
+    if line == "wait":
+        return len(standing) - 1
+    task, text = TASKS[problem.task], line.removeprefix("wait ")
+    for n in range(len(standing) - 1, 0, -1):       # what is walked over is taken back: linear in the end
+        state = standing[n - 1].state
+        if state is not None and task.names(problem, state, text):
+            return n
+    return 0
+
+
 def replay(problem, completion):
     """Read a completion line by line. Text after the last newline is not a line."""
     task = TASKS[problem.task]
@@ -196,10 +209,11 @@ def replay(problem, completion):
     for number, line in enumerate(completion.split("\n")[:-1]):
         if said_yes:
             return Replay(standing, "something follows ?yes", said_yes)
-        if line == "wait":
-            if len(standing) == 1:
-                return Replay(standing, "wait with nothing to take back")
-            standing.pop()
+        if line == "wait" or line.startswith("wait "):
+            n = n_kept(problem, standing, line)
+            if not n:
+                return Replay(standing, f"{show(line)} with nothing to take back")
+            del standing[n:]
         elif line in ("?yes", "?no"):
             said_yes = line == "?yes"
         elif standing[-1].state is None:

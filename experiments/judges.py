@@ -122,7 +122,7 @@ def revise(model, problems, budget, settings, scorer="verdict"):
             if ids is None or "<|" in decode(ids):                  # cut off, or not to be written as text
                 continue
             stream.answer = (stream.text + decode(ids)).removeprefix(stream.problem.prompt)
-            waits = "wait\n" * len(standing_lines(stream.answer))
+            waits = "wait\n" * len(standing_lines(stream.problem, stream.answer))
             stream.content = is_content(stream, scorer)
             fits = len(encode(waits)) < stream.budget.left and longest + 2 * room < model.config.block_size
             if not stream.content and waits and fits:

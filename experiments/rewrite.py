@@ -73,13 +73,13 @@ def new_trace(trace, completion):
 
 def stream_labels(problem, completion, correct):
     """A label, or None, for each line of a completion with steps that are taken back."""
-    standing = standing_lines(completion)
+    standing = standing_lines(problem, completion)
     if not correct:
         turn = first_wrong_turn(problem, completion)
         standing = [] if turn is None else [number for number in standing if number < turn]
     labels = []
     for number, line in enumerate(completion.split("\n")[:-1]):
-        unknown = line in ("wait", "?yes", "?no") or (number in standing and not correct)
+        unknown = line.startswith(("wait", "?")) or (number in standing and not correct)
         labels.append(None if unknown else float(number in standing))
     return labels
 
@@ -126,12 +126,13 @@ def failures(traces):
     for i, trace in enumerate(traces):
         if trace["correct"]:
             continue
-        lines, standing = trace["completion"].splitlines(keepends=True), standing_lines(trace["completion"])
-        turn = first_wrong_turn(parse_problem(trace["prompt"]), trace["completion"])
-        if turn is None:
-            yield i, lines, standing, len(standing)
-        elif turn in standing:              # else the verifier stopped reading before the end
-            yield i, lines, standing, standing.index(turn)
+        problem, lines = parse_problem(trace["prompt"]), trace["completion"].splitlines(keepends=True)
+        read = replay(problem, trace["completion"])
+        if read.fault:                      # the verifier stopped reading: what follows would not be read
+            continue
+        standing = [step.line for step in read.standing[1:]]
+        turn = first_wrong_turn(problem, trace["completion"])
+        yield i, lines, standing, len(standing) if turn is None else standing.index(turn)
 
 
 def write_composites(traces, rng):
@@ -142,8 +143,9 @@ def write_composites(traces, rng):
     composites, right = list(traces), defaultdict(list)
     for trace in traces:
         if trace["correct"]:
-            lines = trace["completion"].splitlines(keepends=True)
-            right[trace["prompt"]].append([lines[number] for number in standing_lines(trace["completion"])])
+            problem, lines = parse_problem(trace["prompt"]), trace["completion"].splitlines(keepends=True)
+            standing = standing_lines(problem, trace["completion"])
+            right[trace["prompt"]].append([lines[number] for number in standing])
     for i, lines, standing, n_good in failures(traces):
         good = [lines[number] for number in standing[:n_good]]
         fitting = [steps[n_good:] for steps in right[traces[i]["prompt"]] if steps[:n_good] == good]

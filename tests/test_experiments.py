@@ -35,7 +35,8 @@ with ExitStack() as stack:
     MORE = [{key: full[key] for key in full if key not in old} for full, old in zip(TABLES, BEFORE)]
 
 ARGS = argparse.Namespace(samples=2, lam=0.95, clip=0.2, epochs=1, minibatches=1, value_coef=0.5,
-                          sft_coef=0.0, entropy_coef=0.0, pass_k=3, kl_coef=0.05, init=None, out="nowhere")
+                          sft_coef=0.0, entropy_coef=0.0, pass_k=3, kl_coef=0.05, init=None, out="nowhere",
+                          half_life=None)
 SHORT = parse_problem("98 11>87")
 SOLUTION = "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
 
@@ -74,7 +75,9 @@ def test_tables_have_what_the_experiments_add():
 # Rewards
 
 def test_pass_k_weighs_groups_by_the_slope_of_pass_at_k():
-    batch = {"rewards": torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]), "old_values": torch.rand(8, 2)}
+    rewarded = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])
+    batch = {"rewards": rewarded, "returns": rewarded[:, None].expand(8, 2),
+             "action": torch.ones(8, 2, dtype=torch.bool)}
     advantages = rewards.pass_k_advantages(batch, with_flags(samples=4, pass_k=3))
     assert advantages.shape == (8, 2) and torch.equal(advantages[:, 0], advantages[:, 1])
     for group, p in zip(advantages[:, 0].view(2, 4), (0.25, 0.75)):

@@ -13,13 +13,13 @@ import torch
 import train_rl
 from model import GPT, GPTConfig
 from optim import make_optimizers
-from trainer import pack
-from train_rl import ADVANTAGES, LOSSES, forward, forward_all, has_signal, make_parser, rollout, by_length
+from trainer import by_length, pack
+from train_rl import ADVANTAGES, LOSSES, discounted, forward, forward_all, has_signal, make_parser, rollout
 from verify import EOS, PAD, decode, encode, parse_problem, verify
 
 ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4, seed=0,
                           algo="reinforce", lam=0.95, clip=0.2, epochs=1, minibatches=1, value_coef=0.5,
-                          entropy_coef=0.0, sft_coef=0.0)
+                          entropy_coef=0.0, sft_coef=0.0, half_life=None, streams=False)
 
 
 def with_flags(**flags):
@@ -40,7 +40,9 @@ def random_model(seed=0):
 def advantages_of(algo, rewards, values, action, **flags):
     """values are probabilities; what learn multiplies with the action mask."""
     batch = {"rewards": rewards, "old_values": values.logit(), "action": action}
-    return ADVANTAGES[algo](batch, with_flags(algo=algo, **flags)) * action
+    args = with_flags(algo=algo, **flags)
+    batch["returns"] = discounted(batch, args)
+    return ADVANTAGES[algo](batch, args) * action
 
 
 def loss_of(algo, logprobs, old_logprobs, advantages):
@@ -60,20 +62,40 @@ def test_reinforce_advantage_is_reward_minus_group_mean():
     torch.testing.assert_close(advantages, expected[:, None] * mask)
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
-def test_gae_is_the_sum_of_equation_16(lam):
+def test_a_reward_is_worth_half_a_half_life_later():
+    batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 9),
+             "action": (torch.arange(9) > 1).expand(2, 9)}
+    returns = discounted(batch, with_flags(half_life=3))
+    assert returns[:, 2:].tolist() == [pytest.approx([0.25, 0.5 ** (5 / 3), 0.5 ** (4 / 3), 0.5,
+                                                      0.5 ** (2 / 3), 0.5 ** (1 / 3), 1.0]), [0.0] * 7]
+    assert discounted(batch, with_flags(half_life=None))[:, 2:].tolist() == [[1.0] * 7, [0.0] * 7]
+
+
+def test_with_a_price_on_tokens_what_came_late_is_blamed():
+    """Returns less their mean over the tokens of all samples of the problem."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    advantages = advantages_of("reinforce", torch.tensor([1.0, 1.0]), torch.rand(2, 4), mask, samples=2,
+                               half_life=1)
+    mean = (1 / 8 + 1 / 4 + 1 / 2 + 1 + 1 / 2 + 1) / 6
+    expected = torch.tensor([[1 / 8, 1 / 4, 1 / 2, 1], [1 / 2, 1, mean, mean]]) - mean
+    torch.testing.assert_close(advantages, expected)
+
+
+@pytest.mark.parametrize("lam, half_life", [(0.0, None), (0.9, None), (1.0, None), (0.9, 3)])
+def test_gae_is_the_sum_of_equation_16(lam, half_life):
     torch.manual_seed(0)
     values, rewards = torch.rand(3, 6), torch.tensor([1.0, 0.0, 1.0])
     lengths, starts = [4, 5, 2], [0, 1, 2]  # the mask may begin anywhere, as prompts are not equally long
     mask = torch.zeros(3, 6, dtype=torch.bool)
     for row, (start, n) in enumerate(zip(starts, lengths)):
         mask[row, start:start + n] = True
-    advantages = advantages_of("ppo", rewards, values, mask, lam=lam)
+    advantages = advantages_of("ppo", rewards, values, mask, lam=lam, half_life=half_life)
+    gamma = 0.5 ** (1 / half_life) if half_life else 1
     for row, (start, n) in enumerate(zip(starts, lengths)):
         v = values[row, start:start + n].tolist() + [0.0]
-        delta = [(rewards[row].item() if t == n - 1 else 0.0) + v[t + 1] - v[t] for t in range(n)]
+        delta = [(rewards[row].item() if t == n - 1 else 0.0) + gamma * v[t + 1] - v[t] for t in range(n)]
         for t in range(n):
-            expected = sum(lam ** k * delta[t + k] for k in range(n - t))
+            expected = sum((gamma * lam) ** k * delta[t + k] for k in range(n - t))
             assert advantages[row, start + t].item() == pytest.approx(expected, abs=1e-5)
     assert not advantages[~mask].any()
 
@@ -112,7 +134,7 @@ def test_ppo_clips_only_what_goes_too_far():
 def test_groups_without_signal_are_dropped(monkeypatch, algo, kept):
     """All right, all wrong, and two that are mixed: has_signal knows them, and learn sees no others."""
     rewards, seen = torch.tensor([1.0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1]), []
-    assert has_signal(algo, rewards, 3).tolist() == kept
+    assert has_signal(rewards, with_flags(algo=algo, samples=3)).tolist() == kept
     batch = pack([[10 + row] * 2 for row in range(12)], [[3, EOS]] * 12, "cpu") | {"rewards": rewards}
 
     run = argparse.Namespace(model=None, optimizers=None, steps=lambda: [0], count=lambda *args, **more: None)
@@ -223,11 +245,12 @@ def test_a_few_rows_at_a_time_are_the_whole_batch():
     model = random_model()
     batch = ragged_batch(model)
     seen, widths = [], []
-    for rows, part in by_length(batch, 5):
+    for rows, part in by_length(batch, 120):
         seen += rows.tolist()
         widths.append(part["idx"].size(1))
         assert part["action"].any(0)[-1]    # cut, but not too short
         assert part["action"].sum() == batch["action"][rows].sum()
+        assert part["idx"].numel() <= 120
     assert sorted(seen) == list(range(len(batch["idx"])))
     assert widths == sorted(widths) and widths[0] < widths[-1]
     for column, whole in zip(forward_all(model, batch), forward(model, batch)):
@@ -266,8 +289,8 @@ def test_so_many_optimizer_steps_as_epochs_and_minibatches_ask_for(monkeypatch):
 
 def test_a_few_rows_at_a_time_have_the_gradient_of_all(monkeypatch):
     gradients = []
-    for rows in (1, 100):
-        monkeypatch.setattr(train_rl, "by_length", lambda batch, size=rows: by_length(batch, size))
+    for n_tokens in (1, 10000):
+        monkeypatch.setattr(train_rl, "by_length", lambda batch, n=n_tokens: by_length(batch, n))
         monkeypatch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: 0.0)
         model = random_model()
         _, demos = rollout(model, ARGS, 7, Counter())
@@ -324,7 +347,7 @@ def test_entropy_bonus_raises_the_entropy():
 
 def test_explained_variance():
     action, rewards = torch.ones(2, 3, dtype=torch.bool), torch.tensor([1.0, 0.0])
-    batch = {"action": action, "rewards": rewards}
+    batch = {"action": action, "returns": rewards[:, None].expand(2, 3)}
     known = torch.tensor([[50.0] * 3, [-50.0] * 3])
     assert train_rl.explained_variance(batch, known) == pytest.approx(1)
     assert train_rl.explained_variance(batch, torch.zeros(2, 3)) == pytest.approx(0)

@@ -17,7 +17,7 @@ import sample
 from metrics import evaluate, pass_at_k, value_auc, wilson
 from model import GPT, GPTConfig
 from optim import make_optimizers, optimizer_step
-from sample import BLOCK, FEW_ROWS, TWINS, Decoder, for_inference, generate, read_prompts, sample_token
+from sample import BLOCK, FEW_ROWS, Decoder, for_inference, generate, read_prompts, sample_token
 from store import Store
 from train_rl import forward
 from verify import EOS, encode
@@ -645,7 +645,7 @@ def test_an_optimizer_step_is_seen_and_moves_no_weight(monkeypatch, kept):
     optimizers = make_optimizers(model, 1e-2)
     before = generate(model, PROMPTS, 12, 0.0)
     assert_is_full_forward(model, PROMPTS, before, atol=1e-4)
-    copies = list(TWINS[model][None].parameters())
+    copies = list(for_inference(model, len(PROMPTS)).parameters())
     places = [weight.data_ptr() for weight in copies]
     assert not set(places) & {weight.data_ptr() for weight in model.parameters()}
     logits, values = model(torch.tensor([PROMPTS[3]]))
@@ -654,7 +654,7 @@ def test_an_optimizer_step_is_seen_and_moves_no_weight(monkeypatch, kept):
     after = generate(model, PROMPTS, 12, 0.0)
     assert_is_full_forward(model, PROMPTS, after, atol=1e-4)
     assert (after.logprobs[:, 0] - before.logprobs[:, 0]).abs().max() > 1e-2
-    assert [weight.data_ptr() for weight in TWINS[model][None].parameters()] == places
+    assert [weight.data_ptr() for weight in for_inference(model, len(PROMPTS)).parameters()] == places
     for copied, weight in zip(copies, model.parameters()):
         assert torch.equal(copied, weight) and not copied.requires_grad and weight.requires_grad
 
@@ -739,3 +739,11 @@ def test_wilson():
     assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))
     assert wilson(10, 10)[1] == 1.0
     assert wilson(80, 100) == (pytest.approx(0.7112, abs=1e-3), pytest.approx(0.8666, abs=1e-3))
+
+
+def test_a_model_that_was_cast_is_copied_anew():
+    """Its copy for sampling was made for what it was before."""
+    model = random_model(torch.float32)
+    generate(model, [[3, 4]], 2, 0.0)
+    model.double()
+    assert generate(model, [[3, 4]], 2, 0.0).logprobs.dtype == torch.float64

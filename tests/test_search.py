@@ -67,8 +67,8 @@ def run(model, problems, name, limit, **others):
 
 
 def flags(budgets, methods):
-    return Namespace(task="countdown", level=3, init="x.pt", seed=0, max_tokens=MAX_TOKENS, c_puct=1.0,
-                     budgets=budgets, methods=methods)
+    return Namespace(task="countdown", level=3, init="x.pt", seed=0, streams=False,
+                     max_tokens=MAX_TOKENS, c_puct=1.0, budgets=budgets, methods=methods)
 
 
 def encode_any(text):

@@ -28,7 +28,8 @@ def imitated_text(example):
 def test_batch_aligns_targets_and_labels_with_what_precedes_them():
     problem = parse_problem(PROMPT)
     rated = Example(encode(PROMPT), encode("9-5=4") + [EOS], [False] * 6, [0.25] * 6)
-    idx, targets, labels = make_batch([worked(problem, SOLUTION), hard_part(problem, SOLUTION), rated], "cpu")
+    batch = make_batch([worked(problem, SOLUTION), hard_part(problem, SOLUTION), rated], "cpu")
+    idx, targets, labels = batch["idx"], batch["targets"], batch["labels"]
     text = encode(PROMPT + SOLUTION) + [EOS]
     assert idx[0].tolist() == text[:-1]
     assert targets[0][targets[0] >= 0].tolist() == text[len(encode(PROMPT)):]
@@ -86,17 +87,18 @@ def test_labels_of_lines_stand_where_the_line_has_ended():
     ("a\n?no\n", True, [1, 0]),
 ])
 def test_lines_worth_imitating(completion, correct, lines):
-    assert imitated_lines(completion, correct) == [bool(line) for line in lines]
+    assert imitated_lines(parse_problem(PROMPT), completion, correct) == [bool(line) for line in lines]
 
 
 @pytest.mark.parametrize("completion, standing, without", [
     (WANDERING, [2, 3, 4], WANDERING[:-5]),
-    ("a\n?no\nwait\nwait\nb\nx", [4], "a\n?no\nwait\nwait\nb\nx"),
+    ("a\n?no\nwait\nwait\nb\nx", [], "a\n?no\nwait\nwait\nb\nx"),
     ("a\n?no\n", [0], "a\n"),
     ("", [], ""),
 ])
 def test_standing_lines_and_verdicts(completion, standing, without):
-    assert standing_lines(completion) == standing and without_verdict(completion) == without
+    assert standing_lines(parse_problem(PROMPT), completion) == standing
+    assert without_verdict(completion) == without
 
 
 GOOD = {"prompt": PROMPT, "completion": SOLUTION, "correct": True, "tokens": 33, "method": "greedy"}
@@ -249,10 +251,10 @@ def test_only_words_that_will_be_imitated_are_introduced():
         model.lm_head.weight[new] = model.lm_head.weight[-1].clone()
     before = model.lm_head.weight.clone()
     introduce_words(model, [
-        {"completion": "9-5=4,3 2 4\n?yes\n", "correct": True},
-        {"completion": "9-(5=4\n?no\n", "correct": False},
-        {"completion": "9)5\n?yes\n", "correct": False},
-        {"completion": "wait\n", "correct": False}])
+        {"prompt": PROMPT, "completion": "9-5=4,3 2 4\n?yes\n", "correct": True},
+        {"prompt": PROMPT, "completion": "9-(5=4\n?no\n", "correct": False},
+        {"prompt": PROMPT, "completion": "9)5\n?yes\n", "correct": False},
+        {"prompt": PROMPT, "completion": "wait\n", "correct": False}])
     changed = (model.lm_head.weight != before).any(1).nonzero()[:, 0].tolist()
     assert sorted(changed) == sorted(encode("?yesno"))
     assert torch.equal(model.lm_head.weight[changed], before[EOS].expand(len(changed), -1))

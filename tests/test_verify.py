@@ -48,6 +48,49 @@ BOTH = {
     (False, 3): "a b c x|a b c c|a b c a b c|a b c yes|a b c <eos>",
     (False, 4): "a wait ?no a x b"}
 
+# `wait P`: what stands behind a completion of C or E, its verdict, its first_error.
+A, B, D = STEPS[C]
+RESTATED = [
+    (C, f"{A}wait 9 3 5 2>24\n{A}{B}{D}", True, None),                  # to the prompt, one step or several
+    (C, f"{A}{B}wait 2 9 5 3>24\n{A}{B}{D}", True, None),              # in any order
+    (C, f"{A}3+2=5,4 5\nwait 3 2 4>24\n{B}{D}", True, None),           # to what a step has left
+    (C, f"{A}3*2=7,4 7\n4*7=24,24\nwait 4 2 3>24\n{B}{D}", True, None),     # wrong steps go too
+    (C, f"9+3=13,5 2 13\nx\nwait 9 3 5 2>24\n{A}{B}{D}", True, None),
+    (C, f"{A}3+2=5,4 5\nwait 3 2 4>24\n{B}{D}?no\nwait 9 3 5 2>24\n{A}{B}{D}?yes\n", True, None),
+    (C, f"{A}{B}{D}wait 4 6>24\n{D}", True, None),
+    (C, f"wait 9 3 5 2>24\n{A}{B}{D}", False, None),                    # nothing to take back
+    (C, f"{A}wait 3 2 4>24\n{B}{D}", False, None),                      # that is what the last step has left
+    (C, f"{A}{B}wait 4 6>24\n{D}", False, None),
+    (C, f"{A}wait 9 3 5 2>25\n{A}{B}{D}", False, None),                 # another target
+    (C, f"{A}wait 9 3 5>24\n{A}{B}{D}", False, None),                   # a number is missing
+    (C, f"{A}wait 9 3 5 5>24\n{A}{B}{D}", False, None),
+    (C, f"{A}wait 9 3 5 2\n{A}{B}{D}", False, None),
+    (C, f"{A}wait  9 3 5 2>24\n{A}{B}{D}", False, None),
+    (C, f"{A}wait 9 3 5 02>24\n{A}{B}{D}", False, None),
+    (C, f"{A}wait 9 3 5 2>24 \n{A}{B}{D}", False, None),
+    (C, f"{A}wait \n{A}{B}{D}", False, None),
+    (C, f"{A}wait \u0669 3 5 2>24\n{A}{B}{D}", False, None),
+    (C, f"x\nwait 3 2 4>24\n{A}{B}{D}", False, 0),                     # the wrong step is not gone back to
+    (C, f"{A}wait 9 3 5 2>24\n{A}{A}{B}{D}", False, 3),
+    (C, f"{A}waits\n", False, 1),
+    (C, f"{A}{B}{D}wait 9 3 5 2>24\n", False, None),
+    (E, "19*3-5\nwait (12+7)*3-5=\n19*3-5\n57-5\n52\n", True, None),
+    (E, "19*3-5\n58-5\nwait 19*3-5=\n57-5\n52\n", True, None),
+    (E, "19*3-5\n57-5\n53\nwait 19*3-5=\n57-5\n52\n", True, None),
+    (E, "19*3-5\nwait 19*3-5=\n57-5\n52\n", False, None),
+    (E, "19*3-5\n57-5\nwait (19*3)-5=\n57-5\n52\n", False, None),         # the same text, no other
+    (E, "19*3-5\n57-5\nwait 19*3-5\n57-5\n52\n", False, None),
+    # The target, said once more
+    (C, "9-5=4,3 2 4>24\n3*2=6,4 6>24\n4*6=24,24>24\n", True, None),
+    (C, f"9-5=4,4 3 2>24\n{B}4*6=24,24>24\n", True, None),
+    (C, "9-5=4,3 2 4>25\n", False, 0),
+    (C, "9-5=4,3 2 4>024\n", False, 0),
+    (C, "9-5=4,3 2 4>\n", False, 0),
+    (C, "9-5=4,3 2 4>24>24\n", False, 0),
+    (C, f"{A}{B}4*5=20,20>24\n", False, 2),
+    (C, f"{A}3+2=5,4 5>24\n4*5=20,20>24\n", False, None),
+]
+
 # What can happen to the text s of a solution: name, change, correct, first_error.
 TYPED = [
     ("empty", lambda s: "", False, None),
@@ -133,6 +176,12 @@ CASES += [(prompt, line.strip(), line.strip() + "\n", False, 0)
 CASES += [(E, line, line + "\n52\n", True, None) for line in SAME.split("|")] + OWN
 
 
+@pytest.mark.parametrize("prompt, completion, correct, first_error", RESTATED)
+def test_going_back_to_a_restated_problem(prompt, completion, correct, first_error):
+    assert judge(parse_problem(prompt), completion) == (correct, first_error)
+    assert oracle(prompt + "\n" * (prompt[-1] != "\n"), completion) == (correct, first_error)
+
+
 @pytest.mark.parametrize("prompt, completion, correct, first_error", [
     pytest.param(prompt, *case, id=ascii(f"{prompt} {name[:40]}")) for prompt, name, *case in CASES])
 def test_case(prompt, completion, correct, first_error):
@@ -178,13 +227,16 @@ def start(prompt):
     return Counter(map(int, prompt.split(">")[0].split(" "))) if ">" in prompt else prompt[:-2]
 
 
-def follow(state, line, lists=True):
+def follow(prompt, state, line, lists=True):
     """The state after a line, None if the line is wrong."""
     if isinstance(state, str):
         above, here = work_out(state), work_out(line)
         return line if here and here[0] == above[0] and here[1] < above[1] else None
     computed, _, rest = line.partition("=")
     result, _, listed = rest.partition(",")
+    listed, says_target, target = listed.partition(">")
+    if says_target and target + "\n" != prompt.split(">")[1]:
+        return None
     worked, listed = work_out(computed), listed.split(" ")
     if not worked or worked[1] != 1 or "(" in computed or not is_number(result) or worked[0] != int(result):
         return None
@@ -198,22 +250,43 @@ def is_solved(prompt, state):
     return is_number(state) if isinstance(state, str) else state == Counter([int(prompt.split(">")[1])])
 
 
+def states(prompt, lines, lists=True):
+    """The state before and after each of these lines, None from the first wrong one on."""
+    found = [start(prompt)]
+    for line in lines:
+        found.append(None if found[-1] is None else follow(prompt, found[-1], line, lists))
+    return found
+
+
+def is_named(prompt, state, text):
+    """Whether `wait` and this text goes back to a state."""
+    if state is None or isinstance(state, str):
+        return state is not None and text == state + "="
+    left, _, target = text.partition(">")
+    numbers = left.split(" ")
+    return target + "\n" == prompt.split(">")[1] and all(map(is_number, numbers)) and (
+        Counter(map(int, numbers)) == state)
+
+
 def replay(prompt, text, lists=True):
     """(state, first error, is there a fault of structure)"""
-    lines, standing, state, fault = text.split("\n")[:-1], [], start(prompt), False
+    lines, standing, fault = text.split("\n")[:-1], [], False
     for i, line in enumerate(lines):
-        fault = i > 0 and lines[i - 1] == "?yes" or line == "wait" and not standing
+        fault = i > 0 and lines[i - 1] == "?yes"
+        if not fault and line[:5] == "wait ":
+            before = states(prompt, [lines[k] for k in standing], lists)[:-1]
+            named = [n for n, state in enumerate(before) if is_named(prompt, state, line[5:])]
+            fault = not named
+            standing = standing[:named[-1]] if named else standing
+        elif not fault and line == "wait":
+            fault = not standing
+            standing = standing[:-1]
+        elif not fault and line != "?yes" and line != "?no":
+            standing.append(i)
         if fault:
             break
-        if line == "wait":
-            del standing[-1]
-        elif line != "?yes" and line != "?no":
-            standing.append(i)
-    for i in standing:
-        state = follow(state, lines[i], lists)
-        if state is None:
-            return None, i, fault
-    return state, None, fault
+    found = states(prompt, [lines[k] for k in standing], lists)
+    return found[-1], standing[found.index(None) - 1] if None in found else None, fault
 
 
 def oracle(prompt, text, lists=True):
@@ -250,7 +323,19 @@ LETTERS += ["\u0663", "\uff13", "\u2212", "\r", "\0", "\ud800", "_", "."]
 LINES = ["wait", "wait", "wait", "?yes", "?no", "", "x", "0"]
 
 
-def mutate(text, rnd):
+def go_back(prompt, lines, rnd):
+    """`wait` and what was left at some line or in the beginning, sometimes not quite."""
+    state = rnd.choice([state for state in states(prompt, lines) if state is not None])
+    if isinstance(state, str):
+        return "wait " + state + rnd.choice("====-")
+    numbers, target = [str(number) for number in state.elements()], prompt.split(">")[1][:-1]
+    rnd.shuffle(numbers)
+    if rnd.random() < 0.2:
+        target, numbers = rnd.choice([("25", numbers), (target, numbers[1:]), (target, [*numbers, "1"])])
+    return f"wait {' '.join(numbers)}>{target}"
+
+
+def mutate(prompt, text, rnd):
     """One random edit of a completion; some do no harm."""
     if rnd.random() < 0.4:
         k, letters = rnd.randrange(len(text) + 1), "".join(rnd.choices(LETTERS, k=rnd.randint(1, 3)))
@@ -264,9 +349,15 @@ def mutate(text, rnd):
     line, (computed, comma, listed) = lines[i], lines[i].partition(",")
     swapped = re.sub("^([0-9]+)([+*])([0-9]+)=", r"\3\2\1=", computed)
     other_order = swapped + comma + " ".join(listed.split(" ")[::-1])
+    back, rest = go_back(prompt, lines[:i], rnd), lines[i:]
+    if rnd.random() < 0.2:
+        lines[i:] = rnd.choice([[back, *rest], [new, back, *rest], [line, back, *rest],
+                                [*rest[:-1], back, *lines]])
+        return "\n".join(lines)
     lines[i:i + 1] = rnd.choice([
         [new], [new, line], [line, new], [new, "wait", line], [line, "wait", line], [line, line],
-        [rnd.choice(lines)], [], [f"({line})"], [f"{line}+0"], [other_order]])
+        [rnd.choice(lines)], [], [f"({line})"], [f"{line}+0"], [other_order],
+        [line + ">" + rnd.choice([*prompt.split(">")[1:], "25"]).strip()]])
     return "\n".join(lines)
 
 
@@ -278,7 +369,7 @@ def fuzz_cases(task):
     for _ in range(50_000):
         problem, text = rnd.choice(pool)
         for _ in range(rnd.choice([0, 1, 1, 2, 3])):
-            text = mutate(text, rnd)
+            text = mutate(problem.prompt, text, rnd)
         cases.append((problem, text, oracle(problem.prompt, text)))
     return cases
 
@@ -324,7 +415,8 @@ def test_fuzz_catches_a_verifier_that(name):
 def blow_up(n):
     """Texts of about n characters that may trip a parser."""
     units = ["5", "(", ")", "-", "\n", "\0", "\ud800", "wait\n", "?no\n", "?yes\n", "x\n", "x\nwait\n", "1+",
-             "52\nwait\n", STEPS[C][0] + "wait\n"]
+             "52\nwait\n", STEPS[C][0] + "wait\n", STEPS[C][0] + f"wait {C}\n",
+             f"x\nx\nwait {C}\n"]
     texts = [unit * (n // len(unit)) for unit in units]
     texts += ["(" * (n // 2) + "52" + ")" * (n // 2), "0+(" * (n // 4) + "52" + ")" * (n // 4)]
     texts += ["52" + "-0" * (n // 2), "9-5=4," + "3 " * (n // 2) + "4", "9-5=" + "4" * n + ",3 2 4"]
@@ -381,7 +473,7 @@ def test_state_value_of_countdown(level):
         hits = find_hits(np.array([problem.numbers, other.numbers]), np.array([problem.target, other.target]))
         assert hits.any(0).tolist() == [True, reachable(tuple(sorted(numbers)), other.target)]
         begun = "".join(solution.splitlines(True)[:rnd.randrange(level)])
-        prefixes = [(problem, mutate(solution, rnd)), (problem, begun)]
+        prefixes = [(problem, mutate(problem.prompt, solution, rnd)), (problem, begun)]
         for wanderer in problem, other:
             left, text = wanderer.numbers, ""
             for _ in range(rnd.randrange(level)):
@@ -491,7 +583,7 @@ def test_legal_steps_are_all_there_are_and_none_comes_twice():
         numbers = tuple(rnd.choices([0, 1, 2, 6, 6, 12, 99_999, 999_999_999], k=rnd.randint(2, 4)))
         steps, expected = countdown.TASK.legal_steps(numbers), set()
         for line, left in steps:
-            assert follow(Counter(numbers), line[:-1]) == Counter(left) and line[-1] == "\n"
+            assert follow("", Counter(numbers), line[:-1]) == Counter(left) and line[-1] == "\n"
         for a, b in permutations(numbers, 2):
             for op in "+-*/" if a >= b else "":
                 worked = work_out(f"{a}{op}{b}")
@@ -556,7 +648,7 @@ def test_random_steps_are_legal_and_small():
             left, error, fault = replay(problem.prompt, text)
             assert text.count("\n") == n and left == Counter(state) and error is None and not fault
             assert all(int(line.split("=")[1].split(",")[0]) < 200 for line in text.splitlines())
-    assert random_steps(parse_problem(E), 3, rng) == ("", 3)            # its steps cannot be listed
+    assert random_steps(parse_problem(E), 3, rng) == ("", E[:-1])       # its steps cannot be listed
 
 
 @pytest.mark.parametrize("task, level, split, complaint", [

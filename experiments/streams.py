@@ -1,0 +1,134 @@
+"""
+How a stream gets better the longer it may think, and what goes wrong in it, held against the exact values.
+
+    python -m experiments.streams                   # out/rl.pt -> out/streams.csv, out/faults.csv
+    python -m experiments.streams --init out/sft.pt --temperatures 0.7 1 --split validation
+
+streams.csv has A(b), the share of problems that one sample solves within b tokens, <|eos|> included, on
+targets that were trained on and on those that were not; faults.csv how often a step is wrong, an opening
+comes twice, one goes back to a state that was never there, or gives up one that can be solved, and how often a
+step keeps what can be solved solvable, by how many numbers are left.
+"""
+import os
+from collections import Counter
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
+from metrics import wilson
+from model import load_checkpoint
+from sample import generate
+from streams import SEEN_TARGETS, UNSEEN_TARGETS
+from verify import EOS, HELD_OUT_SEED, TASKS, Step, decode, encode, is_correct, make_problems, n_kept
+
+BUDGETS = [2 ** k for k in range(5, 15)]
+BATCH = 500                                 # streams at once
+
+
+def sample_streams(model, problems, max_tokens, temperature, seed):
+    """One stream for each problem: (completion, number of tokens, whether it is right)."""
+    generator, streams = torch.Generator().manual_seed(seed), []
+    for start in tqdm(range(0, len(problems), BATCH), desc="streams"):
+        batch = problems[start:start + BATCH]
+        prompts = [encode(problem.prompt) for problem in batch]
+        samples = generate(model, prompts, max_tokens, temperature, (EOS,), generator)
+        for problem, ids, ended in zip(batch, samples.completions(), samples.finished((EOS,))):
+            streams.append((decode(ids).removesuffix("<|eos|>"), len(ids), is_correct(problem, ended)))
+    return streams
+
+
+def curve(streams, max_tokens):
+    """A(b) for each budget b: rows of a table."""
+    rows, n = [], len(streams)
+    for budget in [budget for budget in BUDGETS if budget <= max_tokens]:
+        solved = sum(correct and length <= budget for _, length, correct in streams)
+        low, high = wilson(solved, n)
+        spent = sum(min(length, budget) for _, length, _ in streams) / n
+        rows.append({"budget": budget, "problems": n, "accuracy": solved / n, "ci_low": low, "ci_high": high,
+                     "tokens_per_problem": spent})
+    return rows
+
+
+def faults(problem, completion):
+    """
+    Counts of what happens in a stream. Each key is (what, how many numbers were left before); "solvable" is
+    said by enumeration.
+    """
+    task, counts, openings = TASKS[problem.task], Counter(), set()
+
+    def solvable(state):
+        return task.is_solved(problem, state) or task.can_be_solved(problem, state)
+
+    standing = [Step(-1, task.start(problem))]
+    for number, line in enumerate(completion.split("\n")[:-1]):
+        state = standing[-1].state
+        n_left = 0 if state is None else len(state)                     # 0: behind a wrong step
+        if line.startswith("wait"):
+            n = n_kept(problem, standing, line)
+            counts["returns", n_left] += 1
+            counts["returns from solvable", n_left] += n_left > 0 and solvable(state)
+            if not n:
+                counts["returns to nowhere", n_left] += 1
+                break
+            del standing[n:]
+            continue
+        after, error = (None, "") if state is None else task.step(problem, state, line)
+        counts["steps", n_left] += 1
+        counts["wrong steps", n_left] += n_left > 0 and after is None
+        if n_left and solvable(state):
+            counts["steps from solvable", n_left] += 1
+            counts["steps that keep it solvable", n_left] += after is not None and solvable(after)
+        if after is not None and n_left == problem.level:
+            counts["repeated openings", n_left] += tuple(sorted(after)) in openings
+            openings.add(tuple(sorted(after)))
+        standing.append(Step(number, after, error))
+    return counts
+
+
+def fault_rows(problems, streams):
+    total = Counter()
+    for problem, (completion, _, correct) in zip(problems, streams):
+        total += faults(problem, completion)
+    return [{"what": what, "numbers_left": n_left, "count": n} for (what, n_left), n in sorted(total.items())]
+
+
+def main():
+    parser = Parser(description="Measure streams: accuracy by tokens, and what goes wrong.")
+    parser.shared("--init", "--task", "--level")
+    parser.add_argument("--max-tokens", type=positive, default=4096, metavar="N",
+                        help="the longest stream (default 4096)")
+    parser.add_argument("--temperatures", type=between(0, 10), nargs="+", default=[1.0], metavar="X",
+                        help="to sample at (default 1)")
+    parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",
+                        help="problems with targets that were trained on, and as many others (default 1000)")
+    parser.shared("--split", "--out", "--device", "--seed")
+    args = parser.parse_args()
+    with parser.errors():
+        candidates = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
+        args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
+        model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
+        choose_task(args, checkpoint["flags"])
+    open_folder(args.out, "streams.csv", "faults.csv")
+    table, all_faults = [], []
+    for temperature in args.temperatures:
+        for targets in ("seen", "unseen"):
+            rng = np.random.default_rng([HELD_OUT_SEED, 1])
+            allowed = SEEN_TARGETS if targets == "seen" else UNSEEN_TARGETS
+            problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, allowed)
+            streams = sample_streams(model, problems, args.max_tokens, temperature, args.seed)
+            about = {"checkpoint": args.init, "seed": args.seed, "temperature": temperature,
+                     "targets": targets}
+            rows = curve(streams, args.max_tokens)
+            table += [about | row for row in rows]
+            all_faults += [about | row for row in fault_rows(problems, streams)]
+            shown = "  ".join(f"{row['budget']}: {100 * row['accuracy']:.1f}" for row in rows)
+            print(f"T = {temperature}, {targets} targets, solved within  {shown}  %", flush=True)
+    save_table(os.path.join(args.out, "streams.csv"), table)
+    save_table(os.path.join(args.out, "faults.csv"), all_faults)
+    print(f"wrote {args.out}/streams.csv and {args.out}/faults.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)

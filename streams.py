@@ -1,0 +1,145 @@
+"""
+The teacher of streams: it tries, sees that it got nowhere, goes back and tries the next, in one completion
+(after Gandhi et al. 2024, Stream of Search).
+
+    98 54 48 81>50
+    98-81=17,54 48 17>50           an opening, one of some twenty;
+    54-48=6,17 6>50                a try to go on from there.
+    wait 98 54 48 81>50            No way: back to the problem, which is restated, for the next opening.
+    54+48=102,98 81 102>50
+    ...
+
+Every line ends in a prompt of its own, so what is planned next stands beside what it is planned from, however
+long the stream has grown; and whoever can solve three numbers can take the last part of four. It always goes
+back to the problem itself, never to what an opening left: a small model that has to choose between the two
+mixes their numbers up.
+
+Openings come in a fixed order that closes on itself: the first pair of numbers with + - * /, the next pair,
+and so on. So none comes twice before all were tried, and the next follows from the last: nothing else has to
+be remembered. Where the order begins is for the model to choose, and better than by chance if it can plan.
+
+What the teacher knows. It begins anywhere, and stops at the first opening that can be solved: which one that
+is, and how to go on from it, the enumeration says. What it tries from the others is chance. Of these tries,
+and of a first opening that leads nowhere, only what follows from the choice is imitated: the result, the
+numbers left, and that it goes back.
+"""
+import numpy as np
+
+from verify import EOS, TASKS, encode, make_problems, parse_problem
+
+UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: no stream is trained on them
+SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARGETS]
+LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
+DEAD_END = 0.3          # P(a try goes on to the last step)
+LATER = 0.6             # the share of pieces that begin behind the opening
+# The lessons, by how far training is, from 0 to 1
+HARD_AFTER = 0.13       # after this most pieces show their first step only,
+WHOLE_EVERY = 4         # and one lesson in so many all of it
+STREAMS_AFTER = 0.6     # after this every second lesson shows streams,
+LONG_AFTER = 0.8        # and after this long ones
+PIECES = 6              # a stream counts as so many pieces
+
+
+class Stream:
+    """A completion that is being written, and for each of its tokens whether it is to be imitated."""
+
+    def __init__(self, problem):
+        self.problem, self.task = problem, TASKS[problem.task]
+        self.ids, self.imitate = [], []
+
+    def write(self, text, n_hidden=0):
+        """Some text, of which the first tokens are not to be imitated."""
+        ids = encode(text)
+        self.ids += ids
+        self.imitate += [i >= n_hidden for i in range(len(ids))]
+
+    def steps(self, lines):
+        """Steps to imitate."""
+        for line in lines.splitlines():
+            self.write(f"{line}>{self.problem.target}\n")
+
+    def wrong_step(self, line):
+        """A step whose choice is not to be imitated."""
+        self.write(f"{line.rstrip()}>{self.problem.target}\n", len(encode(self.task.chosen_part(line))))
+
+    def back(self, state):
+        self.write(f"wait {self.task.restate(self.problem, state)}\n")
+
+    def end(self):
+        self.ids.append(EOS)
+        self.imitate.append(True)
+        return self
+
+
+def stream(problem, rng, most=99):
+    """A stream that ends solved, with at most so many wrong openings; None if there is no solution."""
+    written = Stream(problem)
+    task, start = written.task, written.task.start(problem)
+    small = dict(task.legal_steps(start, LARGEST + 1))
+    openings = [(line, left, task.can_be_solved(problem, left)) for line, left in task.legal_steps(start)]
+    openings = [opening for opening in openings if opening[0] in small or opening[2]]
+    if not any(solvable for _, _, solvable in openings):
+        return None
+    first = rng.integers(len(openings))
+    openings = openings[first:] + openings[:first]
+    n_wrong = [solvable for _, _, solvable in openings].index(True)
+    for i, (line, left, _) in enumerate(openings[max(0, n_wrong - most):n_wrong]):
+        if i:
+            written.steps(line)
+        else:
+            written.wrong_step(line)
+        try_in_vain(written, left, rng)
+        written.back(start)
+    line, left, _ = openings[n_wrong]
+    written.steps(line)
+    written.steps(task.solve(parse_problem(task.restate(problem, left))))
+    return written.end()
+
+
+def try_in_vain(written, state, rng):
+    """A wrong step behind a wrong opening, sometimes a last one, which then says what it came to."""
+    n_left = written.problem.level - 2                                  # steps to the end
+    n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1
+    for _ in range(n):
+        steps = written.task.legal_steps(state, LARGEST + 1)
+        if steps:
+            line, state = steps[rng.integers(len(steps))]
+            written.wrong_step(line)
+
+
+def piece(problem, solution, whole, rng):
+    """
+    A part of every stream: the worked solution of a problem, or what its first step leaves; all of it, or the
+    first step up to its result.
+    """
+    task = TASKS[problem.task]
+    lines = solution.splitlines(keepends=True)
+    if problem.level > 3 and rng.random() < LATER:
+        state, _ = task.step(problem, task.start(problem), lines[0].rstrip())
+        problem, lines = parse_problem(task.restate(problem, state)), lines[1:]
+    written = Stream(problem)
+    if whole:
+        written.steps("".join(lines))
+        return written.end()
+    written.write(task.hard_part("".join(lines)))
+    return written
+
+
+def lesson(task, level, n, seed, step, progress):
+    """
+    What a step of training shows, a list of Stream: n pieces, two thirds of them of the level itself and the
+    others of smaller problems, which when all is shown become short streams; or n / PIECES streams.
+    """
+    rng = np.random.default_rng([seed, step])
+
+    def draw(level, n):
+        return list(zip(*make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)))
+
+    if progress > STREAMS_AFTER and step % 2:
+        most = 99 if progress > LONG_AFTER else 4
+        return [stream(problem, rng, most) for problem, _ in draw(level, n // PIECES)]
+    solved, smaller = draw(level, n - n // 3), draw(max(3, level - 1), n // 3)
+    if progress > HARD_AFTER and step % WHOLE_EVERY:
+        return [piece(problem, solution, False, rng) for problem, solution in solved + smaller]
+    pieces = [piece(problem, solution, True, rng) for problem, solution in solved]
+    return pieces + [stream(problem, rng, 2) for problem, _ in smaller]

@@ -1,0 +1,164 @@
+"""
+The teacher of streams, held against replay, enumeration and the order of chance.
+"""
+import numpy as np
+import pytest
+
+from experiments.streams import curve, faults
+from scripts import run, run_here, table
+from streams import SEEN_TARGETS, UNSEEN_TARGETS, piece, stream
+from train_sft import make_parser, streams_lesson
+from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
+
+TASK = TASKS["countdown"]
+
+
+def problems(level, n, seed=0):
+    return zip(*make_problems("countdown", level, n, np.random.default_rng(seed)))
+
+
+def streams(level, n, most=99):
+    rng = np.random.default_rng(1)
+    return [(problem, stream(problem, rng, most)) for problem, _ in problems(level, n)]
+
+
+@pytest.mark.parametrize("level", [3, 4, 5])
+def test_streams_are_right_and_their_openings_come_in_order(level):
+    for problem, written in streams(level, 30 if level < 5 else 3):
+        text, start = decode(written.ids[:-1]), f"wait {problem.prompt}"
+        assert written.ids[-1] == EOS and verify(problem, text).correct
+        assert len(written.ids) == len(written.imitate)
+        openings = [attempt.splitlines(keepends=True)[0] for attempt in text.split(start)]
+        solvable = [state_value(problem, opening) for opening in openings]
+        assert solvable == [False] * (len(openings) - 1) + [True]
+        all_openings = [line for line, left in TASK.legal_steps(problem.numbers)
+                        if left[-1] < 1000 or state_value(problem, line)]
+        bare = [opening.replace(f">{problem.target}\n", "\n") for opening in openings]
+        at = all_openings.index(bare[0])
+        assert bare == (all_openings * 2)[at:at + len(bare)]
+        steps = [line for line in text.splitlines() if not line.startswith("wait")]
+        assert all(line.endswith(f">{problem.target}") for line in steps)
+
+
+def test_of_vain_tries_and_wrong_beginnings_results_are_imitated_but_no_choices():
+    n_hidden = 0
+    for problem, written in streams(4, 60):
+        text, at, opens = decode(written.ids[:-1]), 0, True
+        standing = {step.line for step in replay(problem, text).standing}
+        for number, line in enumerate(text.splitlines(keepends=True)):
+            flags = written.imitate[at:at + len(encode(line))]
+            at += len(flags)
+            if number in standing or line.startswith("wait") or opens and number:
+                assert all(flags)
+            else:
+                chosen = len(encode(TASK.chosen_part(line)))
+                assert flags == [False] * chosen + [True] * (len(flags) - chosen)
+                n_hidden += 1
+            opens = line.startswith("wait")
+        assert at == len(written.ids) - 1 and written.imitate[-1]
+    assert n_hidden > 200
+
+
+def test_streams_begin_anywhere():
+    problem, rng = parse_problem("9 3 5 2>24"), np.random.default_rng(0)
+    begun = {decode(stream(problem, rng).ids).split("\n")[0] for _ in range(200)}
+    assert len(begun) == len(TASK.legal_steps(problem.numbers))
+
+
+def test_few_wrong_openings_if_so_asked():
+    def n_wrong(most):
+        return [decode(written.ids[:-1]).count(f"wait {problem.prompt}")
+                for problem, written in streams(4, 40, most)]
+    assert n_wrong(0) == [0] * 40 and max(n_wrong(2)) == 2 and max(n_wrong(99)) > 8
+
+
+def test_what_cannot_be_solved_has_no_stream():
+    assert stream(parse_problem("1 1 1>100"), np.random.default_rng(0)) is None
+
+
+def test_pieces_are_solutions_or_begin_behind_the_opening():
+    rng, kinds = np.random.default_rng(0), set()
+    for problem, solution in problems(4, 60):
+        written = piece(problem, solution, True, rng)
+        assert verify(written.problem, decode(written.ids[:-1])).correct and all(written.imitate)
+        hard = piece(problem, solution, False, rng)
+        text = decode(hard.ids)
+        assert text.endswith(",") and text.count("=") == 1 and all(hard.imitate)
+        kinds |= {written.problem.level, hard.problem.level}
+        behind = solution.splitlines()[0].split(",")[1]
+        assert written.problem == problem or written.problem.prompt == f"{behind}>{problem.target}\n"
+    assert kinds == {3, 4}
+
+
+def test_lessons_depend_on_seed_and_step_and_grow_into_streams():
+    args = make_parser().parse_args(["--streams", "--task", "countdown", "--level", "4", "--steps", "100",
+                                     "--batch-size", "12"])
+    lengths = []
+    for step in (0, 50, 51, 52, 99):
+        examples = streams_lesson(args, step)[1]
+        assert [e.completion for e in examples] == [e.completion for e in streams_lesson(args, step)[1]]
+        assert all(int(decode(e.prompt).split(">")[1]) in SEEN_TARGETS for e in examples)
+        lengths.append(np.mean([len(example.completion) for example in examples]))
+    assert lengths[1] < 15 < lengths[0] < lengths[-1] and lengths[2] < 15
+    assert len(SEEN_TARGETS) == 82 and not set(SEEN_TARGETS) & set(UNSEEN_TARGETS)
+
+
+def test_faults_are_what_enumeration_says():
+    problem = parse_problem("9 3 5 2>24")
+    text = ("9-5=4,3 2 4>24\n3+2=5,4 5>24\nwait 3 2 4>24\n"            # a wrong turn
+            "wait 9 3 5 2>24\n"                                        # a right opening given up
+            "9-5=4,2 3 4>24\n3*2=7,4 7>24\n4*7=24,24>24\n"             # again; a wrong step, and one on it
+            "wait 9 3 5 2>24\n9*3=27,5 2 27>24\n"
+            "wait 1 1>24\n9-5=4,3 2 4>24\n")                           # to nowhere
+    counts = faults(problem, text)
+    assert counts["steps", 4] == 3 and counts["repeated openings", 4] == 1
+    assert counts["steps from solvable", 4] == 3 and counts["steps that keep it solvable", 4] == 3
+    assert counts["steps", 3] == 2 and counts["wrong steps", 3] == 1
+    assert counts["steps that keep it solvable", 3] == 0
+    assert counts["steps", 0] == 1 and counts["wrong steps", 0] == 0
+    assert counts["returns", 2] == 1 and counts["returns from solvable", 2] == 0
+    assert counts["returns", 3] == 2 and counts["returns from solvable", 3] == 2
+    assert counts["returns to nowhere", 3] == 1 and counts["returns", 0] == 1
+
+
+def test_a_curve_counts_what_ended_right_in_time():
+    rows = curve([("", 32, True), ("", 33, True), ("", 10, False), ("", 128, False)], 128)
+    assert [(row["budget"], row["accuracy"]) for row in rows] == [(32, 0.25), (64, 0.5), (128, 0.5)]
+    assert rows[0]["tokens_per_problem"] == (32 + 32 + 10 + 32) / 4
+
+
+def test_streams_go_through_all_scripts(tmp_path):
+    log = ["--max-tokens", 96, "--log-problems", 10, "--test-problems", 20, "--out", tmp_path]
+    done = run("train_sft.py", "--streams", "--level", 3, "--depth", 1, "--steps", 40, "--batch-size", 12,
+               "--log-every", 20, *log)
+    assert done.returncode == 0, done.stderr
+    done = run("train_rl.py", "--steps", 4, "--prompts", 4, "--samples", 4, "--half-life", 64,
+               "--log-every", 2, *log)
+    assert done.returncode == 0, done.stderr
+    for name in ("sft.csv", "rl.csv"):
+        assert all(float(row["sampled"]) >= float(row["within64"]) >= 0 for row in table(tmp_path / name))
+    done = run_here("search.py", "--methods", "stream", "heuristic", "--budgets", 32, 64, "--n-problems", 20,
+                    "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path / "search.csv")
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        ("stream", "32"), ("heuristic", "32"), ("stream", "64"), ("heuristic", "64")]
+    assert all(float(row["tokens_per_problem"]) <= int(row["budget"]) for row in rows)
+    done = run_here("plot.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run_here("experiments.streams", "--max-tokens", 64, "--n-problems", 10, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path / "streams.csv")
+    assert [(row["targets"], row["budget"]) for row in rows] == [
+        ("seen", "32"), ("seen", "64"), ("unseen", "32"), ("unseen", "64")]
+    assert table(tmp_path / "faults.csv")
+    done = run_here("search.py", "--ask", "9 3 5>24", "--out", tmp_path)
+    assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
+    done = run_here("search.py", "--methods", "majority", "--out", tmp_path)
+    assert done.returncode == 2 and "with a model of streams there are" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--task", "expression"], ["--level", 2]])
+def test_streams_need_steps_to_list(flags, tmp_path):
+    done = run_here("train_sft.py", "--streams", *flags, "--out", tmp_path)
+    assert done.returncode == 2 and "--streams: not for" in done.stderr
