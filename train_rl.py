@@ -41,8 +41,8 @@ from trainer import Run, add_run_flags, by_length, load_stopped, pack, take
 from verify import EOS, PAD, encode, is_correct, make_problems
 
 WARMUP = 5                                  # steps
-DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "sft_coef": 0.5}
-STREAM_DEFAULTS = {"steps": 300, "prompts": 48, "half_life": 256, "sft_coef": 0.0}
+DEFAULTS = {"prompts": 128, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
+STREAM_DEFAULTS = {"prompts": 48, "half_life": 256, "lr": 3e-4, "sft_coef": 0.0}
 
 
 def make_parser():
@@ -51,8 +51,8 @@ def make_parser():
     parser.shared("--init", "--task", "--level", "--max-tokens")
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
-    parser.add_argument("--steps", type=positive, metavar="N",
-                        help="rollout batches (default 80, of streams 300)")
+    parser.add_argument("--steps", type=positive, default=80, metavar="N",
+                        help="rollout batches (default 80)")
     parser.add_argument("--prompts", type=positive, metavar="N",
                         help="problems a step (default 128, of streams 48)")
     parser.add_argument("--samples", type=positive, default=8, metavar="N",
@@ -62,8 +62,8 @@ def make_parser():
                              "thinking is free (default 0, of streams 256)")
     # the loss
     number = between(0, math.inf)
-    parser.add_argument("--lr", type=number, default=1e-3, metavar="X",
-                        help="peak learning rate (default 1e-3)")
+    parser.add_argument("--lr", type=number, metavar="X",
+                        help="peak learning rate (default 1e-3, of streams 3e-4)")
     parser.add_argument("--value-coef", type=number, default=0.02, metavar="X",
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
