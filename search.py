@@ -278,7 +278,6 @@ def load_model(args):
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
-    args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
     if args.max_tokens >= model.config.block_size:
         raise ValueError(f"--max-tokens {args.max_tokens}: the model reads under {model.config.block_size}")
     return model
@@ -328,6 +327,7 @@ def check_methods(args):
 def run(parser, args):
     with parser.errors():
         model = load_model(args)
+        args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
         if args.ask is not None:
             problem = check(parse_problem(args.ask), args)
             if not state_value(problem, ""):

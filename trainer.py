@@ -8,6 +8,7 @@ ends with the same bits as one that was not.
 """
 import math
 import os
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -119,7 +120,6 @@ class Run:
         n = max(args.test_problems, args.log_problems)
         self.problems = held_out_problems(args.task, args.level, n, args.split)
         self.prompts = [encode(problem.prompt) for problem in self.problems]
-        self.states = labelled_states(args.task, args.level, args.split)
         self.check_room()
         counted = stopped or parent or {}
         self.tokens, self.flops = counted.get("tokens", 0), counted.get("flops", 0)
@@ -135,6 +135,10 @@ class Run:
         if longest >= block_size:
             raise ValueError(f"prompts and --max-tokens {self.args.max_tokens} are {longest} tokens: "
                              f"the model reads fewer than {block_size}")
+
+    @cached_property
+    def states(self):                       # only what is measured on them has to wait for them
+        return labelled_states(self.args.task, self.args.level, self.args.split)
 
     @property
     def device(self):

@@ -6,8 +6,8 @@ How a stream gets better the longer it may think, and what goes wrong in it, hel
 
 streams.csv has A(b), the share of problems that one sample solves within b tokens, <|eos|> included, on
 targets that were trained on and on those that were not; faults.csv how often a step is wrong, an opening
-comes twice, one goes back to a state that was never there, or gives up one that can be solved, and how often a
-step keeps what can be solved solvable, by how many numbers are left.
+comes twice, one goes back to a state that was never there, or gives up one that can be solved, and how often
+a step keeps what can be solved solvable, by how many numbers are left.
 """
 import os
 from collections import Counter
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
+from common import Parser, between, open_folder, positive, run_script, save_table
 from metrics import wilson
-from model import load_checkpoint
 from sample import generate
+from search import load_model
 from streams import SEEN_TARGETS, UNSEEN_TARGETS
 from verify import EOS, HELD_OUT_SEED, TASKS, Step, decode, encode, is_correct, make_problems, n_kept
 
@@ -89,7 +89,7 @@ def faults(problem, completion):
 
 def fault_rows(problems, streams):
     total = Counter()
-    for problem, (completion, _, correct) in zip(problems, streams):
+    for problem, (completion, _, _) in zip(problems, streams):
         total += faults(problem, completion)
     return [{"what": what, "numbers_left": n_left, "count": n} for (what, n_left), n in sorted(total.items())]
 
@@ -106,10 +106,7 @@ def main():
     parser.shared("--split", "--out", "--device", "--seed")
     args = parser.parse_args()
     with parser.errors():
-        candidates = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
-        args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
-        model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
-        choose_task(args, checkpoint["flags"])
+        model = load_model(args)
     open_folder(args.out, "streams.csv", "faults.csv")
     table, all_faults = [], []
     for temperature in args.temperatures:

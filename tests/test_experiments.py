@@ -22,6 +22,7 @@ from sample import Samples
 from scripts import TABLES, TINY_RL, run, run_here, table, tiny_base
 from search import METHODS, run_method
 from trainer import pack
+from test_rl import fixed_batch
 from train_rl import forward
 from train_sft import stage
 from verify import (ENCODING, EOS, NEWLINE, TASKS, decode, encode, held_out_problems, parse_problem, solve,
@@ -135,19 +136,6 @@ def test_process_rewards_are_by_the_value_head_of_the_start(monkeypatch, tmp_pat
         expected = rewards.line_rewards(batch, values)
         assert expected.count_nonzero() == 4 * 3                        # three lines and the end
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def fixed_batch(model):
-    """Two samples of one problem, one rewarded, as if sampled by the model."""
-    torch.manual_seed(1)
-    idx = torch.randint(3, 24, (2, 12))
-    action = torch.zeros(2, 11, dtype=torch.bool)
-    action[:, 5:] = True
-    rewards = torch.tensor([1.0, 0.0], dtype=torch.double)
-    batch = {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": rewards}
-    with torch.no_grad():
-        batch["old_logprobs"], _, batch["old_values"] = forward(model, batch)
-    return batch
 
 
 def test_kl_penalty_holds_the_policy_back(monkeypatch):
