@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
     def shared(self, *names, **defaults):
         for name in names:
             self.add_argument(name, **SHARED_FLAGS[name])
-        self.set_defaults(streams=False, **defaults)                    # the checkpoint knows better
+        self.set_defaults(streams=False, rank=0, processes=1, **defaults)       # found out later
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")

@@ -29,6 +29,7 @@ from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
 OPERATORS = "+-*/"
 HARD = 0.3      # early in training, the share of problems that must multiply or divide
+SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
 PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
 # *+ is possessive: there is nothing to try again in a list of numbers, so no memory is kept for that.
 LEFT = re.compile("N(?: N)*+>N".replace("N", f"(?:{NUMBER.pattern})"))           # as PROMPT, or one number
@@ -123,6 +124,17 @@ class Countdown(Task):
         """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
         steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
         return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
+
+    def slip(self, state, rng):
+        """Two of the numbers and a result near to right, or a quotient without its remainder."""
+        i, j = sorted(rng.choice(len(state), 2, replace=False))
+        b, a = sorted((state[i], state[j]))
+        op = OPERATORS[rng.integers(4)]
+        right = compute(a, op, b)
+        off = int(rng.choice(SLIPS))
+        result = a // max(1, b) if right is None else right + off if right + off >= 0 else right - off
+        left = [x for k, x in enumerate(state) if k not in (i, j)] + [result]
+        return f"{a}{op}{b}={result},{join(left)}\n"
 
     def heuristic(self, problem, state):
         """

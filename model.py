@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from common import write_whole
 
-SHARPNESS = 1.4         # of attention; queries and keys are normed, which bounds their products
+SHARPNESS = 1.4         # of attention: queries and keys are normed, which bounds their products
+LONG = 64               # from so many tokens on sharpness grows with the logarithm of their number
 SPAN = 128                                  # positions of a long text that attend side by side
 
 
@@ -121,11 +122,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.n_embd, config.n_embd + 2 * config.head_size)
         self.proj = Linear(config.n_embd, config.n_embd, scale=0.0)
 
-    def forward(self, x, cos, sin, mask, cache=None):
+    def forward(self, x, cos, sin, sharpness, mask, cache=None):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_size)                # (B, T, nh + 2, hs)
         qk = apply_rotary(norm(qkv[:, :, :-1]), cos, sin)               # (B, T, nh + 1, hs)
-        q = qk[:, :, :-1].reshape(B, -1, self.head_size)                # (B, T * nh, hs)
+        q = (qk[:, :, :-1] * sharpness).reshape(B, -1, self.head_size)  # (B, T * nh, hs)
         k, v = qk[:, :, -1], qkv[:, :, -1]                              # (B, T, hs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs)
@@ -144,9 +145,9 @@ class Attention(nn.Module):
 
 def attend(q, k, v, mask):
     """
-    softmax(SHARPNESS q k' / sqrt(hs) + mask) v: q (B, M, hs), k and v (B, N, hs), mask (B or 1, M or 1, N).
+    softmax(q k' / sqrt(hs) + mask) v: q (B, M, hs), k and v (B, N, hs), mask (B or 1, M or 1, N).
     """
-    scores = torch.baddbmm(mask, q, k.mT, alpha=SHARPNESS * q.size(-1) ** -0.5)         # (B, M, N)
+    scores = torch.baddbmm(mask, q, k.mT, alpha=q.size(-1) ** -0.5)     # (B, M, N)
     return torch.bmm(scores.softmax(-1), v)                             # (B, M, hs)
 
 
@@ -166,8 +167,8 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, mask, cache=None):
-        x = x + self.attn(norm(x), cos, sin, mask, cache)
+    def forward(self, x, cos, sin, sharpness, mask, cache=None):
+        x = x + self.attn(norm(x), cos, sin, sharpness, mask, cache)
         return x + self.mlp(norm(x))
 
 
@@ -234,6 +235,10 @@ class GPT(nn.Module):
         cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
         # (block_size, 2, hs)
         self.register_buffer("rotary", torch.stack((cos, sin), dim=1).float(), persistent=False)
+        # The more there is to attend to, the more of it is beside the point: as long as sharpness is the same
+        # everywhere, what is looked for drowns in a long text (Nakanishi 2025, Scalable-Softmax)
+        n_seen = torch.arange(1, config.block_size + 1).clamp_min(LONG)
+        self.register_buffer("sharpness", SHARPNESS * n_seen.log() / math.log(LONG), persistent=False)
 
     def embed(self, windows):
         """
@@ -252,8 +257,9 @@ class GPT(nn.Module):
         x = self.embed(windows)
         x = norm(x).to(self.compute_dtype or x.dtype)
         cos, sin = self.rotary[positions].to(x.dtype)[:, :, None].unbind(-2)            # (B or 1, T, 1, hs)
+        sharpness = self.sharpness[positions].to(x.dtype)[:, :, None, None]             # (B or 1, T, 1, 1)
         for block in self.blocks:
-            x = block(x, cos, sin, mask, cache)                         # (B, T, C)
+            x = block(x, cos, sin, sharpness, mask, cache)              # (B, T, C)
         x = norm(x)
         logits, values = self.lm_head(x), self.value_head(x).squeeze(-1)
         return logits.to(self.wte.weight.dtype), values.to(self.wte.weight.dtype)

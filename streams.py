@@ -31,12 +31,12 @@ UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: 
 SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARGETS]
 LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
 DEAD_END = 0.3          # P(a try goes on to the last step)
-LATER = 0.6             # the share of pieces that begin behind the opening
+SLIP = 0.1              # P(a try begins with a line that is wrong)
 # The lessons, by how far training is, from 0 to 1
 HARD_AFTER = 0.13       # after this most pieces show their first step only,
 WHOLE_EVERY = 4         # and one lesson in so many all of it
-STREAMS_AFTER = 0.6     # after this every second lesson shows streams,
-LONG_AFTER = 0.8        # and after this long ones
+STREAMS_AFTER = 0.5     # after this every second lesson shows streams,
+LONG_AFTER = 0.7        # and after this long ones
 PIECES = 6              # a stream counts as so many pieces
 
 
@@ -61,6 +61,10 @@ class Stream:
     def wrong_step(self, line):
         """A step whose choice is not to be imitated."""
         self.write(f"{line.rstrip()}>{self.problem.target}\n", len(encode(self.task.chosen_part(line))))
+
+    def hidden(self, line):
+        """A line of which nothing is to be imitated."""
+        self.write(f"{line.rstrip()}>{self.problem.target}\n", len(line) + 99)
 
     def back(self, state):
         self.write(f"wait {self.task.restate(self.problem, state)}\n")
@@ -97,7 +101,13 @@ def stream(problem, rng, most=99):
 
 
 def try_in_vain(written, state, rng):
-    """A wrong step behind a wrong opening, sometimes a last one, which then says what it came to."""
+    """
+    A step behind a wrong opening, sometimes a last one, which then says what it came to; or a slip, so that
+    one is seen to be taken back.
+    """
+    if rng.random() < SLIP:
+        written.hidden(written.task.slip(state, rng))
+        return
     n_left = written.problem.level - 2                                  # steps to the end
     n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1
     for _ in range(n):
@@ -107,39 +117,39 @@ def try_in_vain(written, state, rng):
             written.wrong_step(line)
 
 
-def piece(problem, solution, whole, rng):
-    """
-    A part of every stream: the worked solution of a problem, or what its first step leaves; all of it, or the
-    first step up to its result.
-    """
-    task = TASKS[problem.task]
-    lines = solution.splitlines(keepends=True)
-    if problem.level > 3 and rng.random() < LATER:
-        state, _ = task.step(problem, task.start(problem), lines[0].rstrip())
-        problem, lines = parse_problem(task.restate(problem, state)), lines[1:]
+def behind(problem, solution):
+    """What the first step of a worked solution leaves, a problem of its own, and its solution."""
+    task, lines = TASKS[problem.task], solution.splitlines(keepends=True)
+    state, _ = task.step(problem, task.start(problem), lines[0].rstrip())
+    return parse_problem(task.restate(problem, state)), "".join(lines[1:])
+
+
+def piece(problem, solution, whole):
+    """A part of every stream: a worked solution, all of it or its first step up to the result."""
     written = Stream(problem)
     if whole:
-        written.steps("".join(lines))
+        written.steps(solution)
         return written.end()
-    written.write(task.hard_part("".join(lines)))
+    written.write(TASKS[problem.task].hard_part(solution))
     return written
 
 
-def lesson(task, level, n, seed, step, progress):
+def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream: n pieces, two thirds of them of the level itself and the
-    others of smaller problems, which when all is shown become short streams; or n / PIECES streams.
+    What a step of training shows, a list of Stream: n pieces, of problems of the level and of what their
+    first steps leave, which when all is shown become short streams; or n / PIECES streams.
     """
-    rng = np.random.default_rng([seed, step])
-
-    def draw(level, n):
+    def draw(n):
         return list(zip(*make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)))
 
     if progress > STREAMS_AFTER and step % 2:
         most = 99 if progress > LONG_AFTER else 4
-        return [stream(problem, rng, most) for problem, _ in draw(level, n // PIECES)]
-    solved, smaller = draw(level, n - n // 3), draw(max(3, level - 1), n // 3)
+        return [stream(problem, rng, most) for problem, _ in draw(n // PIECES)]
+    first = draw(n // 2)                                        # to find them takes as long as to learn them
+    later = [behind(*solved) for solved in first]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
-        return [piece(problem, solution, False, rng) for problem, solution in solved + smaller]
-    pieces = [piece(problem, solution, True, rng) for problem, solution in solved]
-    return pieces + [stream(problem, rng, 2) for problem, _ in smaller]
+        return [piece(*solved, whole=False) for solved in first + later]
+    pieces = [piece(*solved, whole=True) for solved in first]
+    if level == 3:
+        return pieces + [piece(*solved, whole=True) for solved in later]
+    return pieces + [stream(problem, rng, 2) for problem, _ in later]

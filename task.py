@@ -108,6 +108,10 @@ class Task:
         """All (line, state after it) whose result is below a limit. Only where `enumerable`."""
         return []
 
+    def slip(self, state, rng):
+        """A line that looks like a step and is wrong, as a writer might err. Only where `enumerable`."""
+        raise NotImplementedError
+
     def heuristic(self, problem, state):
         """
         How far a state seems to be from the target: depth-first search tries low ones first. Only where

@@ -36,11 +36,13 @@ from common import Parser, between, choose_device, choose_task, clock, count, po
 from model import load_checkpoint
 from optim import optimizer_step
 from sample import generate
-from streams import SEEN_TARGETS
-from trainer import Run, add_run_flags, by_length, load_stopped, pack, take
-from verify import EOS, PAD, encode, is_correct, make_problems
+from streams import SEEN_TARGETS, stream
+from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
+                     mean_over_processes, pack, share_of, take)
+from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps
+NEVER = 10 ** 9                             # a position that no text has
 DEFAULTS = {"prompts": 128, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
 STREAM_DEFAULTS = {"prompts": 48, "half_life": 256, "lr": 3e-4, "sft_coef": 0.0}
 
@@ -92,16 +94,16 @@ def make_parser():
 def rollout(model, args, step, seconds):
     """
     Fresh problems, --samples completions of each, and their verdicts: what pack makes of them, with columns
-    old_logprobs and old_values (B, T) as the sampler saw them, and rewards (B,). Also the packed worked
-    solutions of the same problems.
+    old_logprobs and old_values (B, T) as the sampler saw them, and rewards (B,). Also what to imitate beside.
     """
     device = model.wte.weight.device
-    rng = np.random.default_rng([args.seed, 1, step])                   # all that is random in this step
+    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
     with clock(seconds, "making problems"):
         targets = SEEN_TARGETS if args.streams else None
-        problems, solutions = make_problems(args.task, args.level, args.prompts, rng, targets=targets)
+        n = share_of(args.prompts, args, "--prompts")
+        problems, solutions = make_problems(args.task, args.level, n, rng, targets=targets)
         prompts = [encode(problem.prompt) for problem in problems]
-        demos = pack(prompts, [encode(solution) + [EOS] for solution in solutions], device)
+        demos = demonstrations(problems, solutions, rng, device, args) if args.sft_coef else None
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
     with clock(seconds, "sampling"):
         samples = generate(model, prompts, longest(args, step), 1.0, (EOS,), generator, args.samples)
@@ -113,7 +115,44 @@ def rollout(model, args, step, seconds):
         batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
         batch[key][batch["action"]] = column[samples.mask]
     batch["rewards"] = torch.tensor(rewards, dtype=samples.values.dtype, device=device)
+    if args.half_life:
+        with clock(seconds, "verifying"):
+            mark_attempts(batch, [problem for problem in problems for _ in range(args.samples)], samples)
     return batch, demos
+
+
+def mark_attempts(batch, problems, samples):
+    """
+    Add "begins" (B, T), which tokens begin an attempt: the first, and each behind a return to the problem;
+    and "goes_on" (B,), which streams were cut off while nothing was lost yet.
+    """
+    begins, goes_on = [], []
+    for problem, ids, ended in zip(problems, samples.completions(), samples.finished((EOS,))):
+        read = replay(problem, decode(ids))
+        ends = [i for i, token in enumerate(ids) if token == NEWLINE]
+        first = {0} | {ends[line] + 1 for line in read.anew}
+        begins += [i in first for i in range(len(ids))]
+        goes_on.append(ended is None and not read.fault)
+    batch["begins"] = torch.zeros_like(batch["action"])
+    batch["begins"][batch["action"]] = torch.tensor(begins, device=batch["action"].device)
+    batch["goes_on"] = torch.tensor(goes_on, device=batch["action"].device)
+
+
+def demonstrations(problems, solutions, rng, device, args):
+    """
+    The same problems solved by the teacher, in worked solutions or streams: what pack makes of them, and
+    "imitate" (B, T).
+    """
+    if args.streams:
+        streams = [stream(problem, rng) for problem in problems]
+        completions, imitate = [text.ids for text in streams], [text.imitate for text in streams]
+    else:
+        completions = [encode(solution) + [EOS] for solution in solutions]
+        imitate = [[True] * len(ids) for ids in completions]
+    demos = pack([encode(problem.prompt) for problem in problems], completions, device)
+    demos["imitate"] = torch.zeros_like(demos["action"])
+    demos["imitate"][demos["action"]] = torch.tensor(sum(imitate, []), device=device)
+    return demos
 
 
 def longest(args, step):
@@ -144,12 +183,26 @@ def discounted(batch, args):
 
     A price on thinking that knows no ceiling: the expected discounted reward is the share of problems solved
     within b tokens, averaged over budgets b that end at each token with the same probability.
+
+    Whoever goes back to the problem begins anew. So what comes behind the next return is not counted as it
+    happened to come, but as it comes on the mean of all attempts at this problem: so an attempt is credited
+    with its own success, and not with the luck of the next ones. A stream that was cut off goes on like this
+    too.
     """
-    rewards = batch["rewards"][:, None].expand_as(batch["old_values"])
+    rewards = batch["rewards"][:, None]                                 # (B, 1)
     if not args.half_life:
-        return rewards
-    position = batch["action"].cumsum(1)
-    return rewards * 0.5 ** ((position[:, -1:] - position) / args.half_life)
+        return rewards.expand_as(batch["old_values"])
+    decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
+    position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
+    to_the_end = decay ** (position[:, -1:] - position)
+    at_begins = rewards * to_the_end * begins
+    total, n = (x.reshape(-1, args.samples * x.size(1)).sum(1) for x in (at_begins, begins))
+    anew = (total / n).repeat_interleave(args.samples)[:, None]         # (B, 1)
+    at_the_end = anew.where(batch["goes_on"][:, None], rewards)
+    # Where the next attempt begins: the smallest such position on the right
+    later = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
+    later = later.flip(1).cummin(1).values.flip(1)
+    return (anew * decay ** (later - position)).where(later < NEVER, at_the_end * to_the_end)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -251,13 +304,13 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
         order = torch.randperm(len(batch["idx"]), generator=generator)
-        for rows in order.to(batch["idx"].device).chunk(args.minibatches):
+        for rows in order.to(batch["idx"].device).tensor_split(args.minibatches):
             minibatch = take(batch, rows)
-            metrics = Counter()
+            metrics = dict.fromkeys(MEASURED, 0.0)
             # The sum over tokens is divided by the number of tokens in all completions together (as in DAPO):
             # each token weighs the same. Were it divided by the length of each completion, a long wrong one
             # would be penalised less per token, and wrong answers would grow (Dr. GRPO).
-            n_tokens = minibatch["action"].sum()
+            n_tokens, = mean_over_processes([minibatch["action"].sum().item()])
             for _, part in by_length(minibatch):                            # does not change the result
                 loss, measured = losses(model, part, args)
                 (loss * part["action"]).sum().div(n_tokens).backward()
@@ -265,6 +318,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
                     metrics[key] += ((x * part["action"]).sum() / n_tokens).item()
             if args.sft_coef:
                 imitate(model, demos, args.sft_coef)
+            average_gradients(model)
             grad_norm = optimizer_step(model, optimizers, lr)
     return {**metrics, "grad_norm": grad_norm, "explained_variance": explained_variance(batch, old_values)}
 
@@ -286,9 +340,10 @@ def imitate(model, demos, coef):
     """
     To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
     """
+    n_imitated, = mean_over_processes([demos["imitate"].sum().item()])
     for _, part in by_length(demos):
         logprobs, _, _ = forward(model, part)
-        (-coef * logprobs * part["action"]).sum().div(demos["action"].sum()).backward()
+        (-coef * logprobs * part["imitate"]).sum().div(n_imitated).backward()
 
 
 def explained_variance(batch, values):
@@ -298,7 +353,8 @@ def explained_variance(batch, values):
     return 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
 
 
-METRICS = ["approx_kl", "clipfrac", "entropy", "value_loss", "grad_norm", "explained_variance"]
+MEASURED = ["approx_kl", "clipfrac", "entropy", "value_loss"]
+METRICS = [*MEASURED, "grad_norm", "explained_variance"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -317,15 +373,17 @@ def train(args, run):
             kept = take(batch, useful.repeat_interleave(args.samples))
             # 4, 5. Advantages, losses, steps: see learn.
             metrics = dict.fromkeys(METRICS, math.nan)
-            if useful.any():
+            n_useful, = mean_over_processes([useful.sum().item()])
+            if n_useful:
                 lr = args.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / args.steps)
                 with clock(seconds, "learning"):
                     seed = 1000 * args.seed + step
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
             count_tokens(run, args, batch, kept, demos)
             mixed = is_mixed(rewards, args.samples)
-            run.metrics = {"reward": rewards.mean().item(), "mixed": mixed.float().mean().item(),
-                           "length": n_new / len(rewards), **metrics}
+            metrics = {"reward": rewards.mean().item(), "mixed": mixed.float().mean().item(),
+                       "length": n_new / len(rewards), **metrics}
+            run.metrics = dict(zip(metrics, mean_over_processes(list(metrics.values()))))
     return seconds
 
 
@@ -348,6 +406,7 @@ def begin(args):
     do not fit.
     """
     device, parent, stopped = choose_device(args.device), None, None
+    join_processes(args)
     if args.resume:
         model, stopped = load_stopped("rl", args, device)
     else:
@@ -359,6 +418,7 @@ def begin(args):
     for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
+    share_of(args.prompts, args, "--prompts")               # or say why not
     default = 2 if LOSSES[args.algo] is clipped_loss else 1
     args.epochs, args.minibatches = args.epochs or default, args.minibatches or default
     return model, parent, stopped

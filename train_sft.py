@@ -30,7 +30,8 @@ from model import GPT, GPTConfig, load_checkpoint, to_device
 from optim import optimizer_step
 from sample import generate
 from traces import imitated_lines, read_traces
-from trainer import Run, add_run_flags, by_length, load_stopped, pack
+from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
+                     mean_over_processes, pack, share_of)
 from verify import EOS, TASKS, encode, is_correct, make_problems, parse_problem, random_steps
 
 HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,
@@ -191,8 +192,9 @@ def make_batch(examples, device):
 
 def draw_problems(args, step):
     """(problems, solutions, the generator that drew them), all of them functions of seed and step."""
-    rng = np.random.default_rng([args.seed, step])
-    return *make_problems(args.task, args.level, args.batch_size, rng, progress=step / args.steps), rng
+    rng = np.random.default_rng([args.seed, step, 0, args.rank])
+    n = share_of(args.batch_size, args, "--batch-size")
+    return *make_problems(args.task, args.level, n, rng, progress=step / args.steps), rng
 
 
 def stage(args, step):
@@ -218,7 +220,9 @@ def solutions_lesson(args, step):
 
 def streams_lesson(args, step):
     """(no problems, examples): streams, or pieces of them."""
-    written = streams.lesson(args.task, args.level, args.batch_size, args.seed, step, step / args.steps)
+    n = share_of(args.batch_size, args, "--batch-size")
+    rng = np.random.default_rng([args.seed, step, 0, args.rank])
+    written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
     return [], [from_stream(text) for text in written]
 
 
@@ -231,7 +235,7 @@ def traces_lesson(traces, args, step):
     """(no problems, examples): traces in an order of their own, again from the start when all were seen."""
     order = np.random.default_rng(args.seed).permutation(len(traces))
     chosen = order.take(range(step * args.batch_size, (step + 1) * args.batch_size), mode="wrap")
-    return [], [from_trace(traces[i]) for i in chosen]
+    return [], [from_trace(traces[i]) for i in chosen[args.rank::args.processes]]
 
 
 class Lessons(Dataset):
@@ -270,7 +274,7 @@ def train(args, run, lesson):
         # 1. Now and then, add the model's own attempts, for the value head.
         n_sampled = 0
         if problems and step >= args.steps / 2 and step % VALUE_EVERY == 0:
-            rng = np.random.default_rng([args.seed, step, 1])
+            rng = np.random.default_rng([args.seed, step, 1, args.rank])
             own = own_attempts(run.model, problems, args.max_tokens, rng)
             examples = examples + own
             n_sampled = sum(len(example.prompt + example.completion) for example in own)
@@ -278,6 +282,7 @@ def train(args, run, lesson):
         batch = make_batch(examples, run.device)
         run.metrics = gradient(run.model, batch, args)
         # 3. Step.
+        average_gradients(run.model)
         optimizer_step(run.model, run.optimizers, learning_rate(args, step))
         lengths = [len(example.prompt + example.completion) for example in examples]
         n_tokens = sum(lengths)
@@ -290,8 +295,8 @@ def gradient(model, batch, args):
     Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
     never the prompt's; the value head's over those that have a label.
     """
-    n_imitated = (batch["targets"] >= 0).sum().item()
-    n_labelled = (~batch["labels"].isnan()).sum().item()
+    n_imitated, n_labelled = mean_over_processes([(batch["targets"] >= 0).sum().item(),
+                                                  (~batch["labels"].isnan()).sum().item()])
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)
@@ -307,7 +312,7 @@ def gradient(model, batch, args):
             metrics["value_loss"] += value_loss.item()
             loss = loss + args.value_coef * value_loss
         loss.backward()
-    return metrics
+    return dict(zip(metrics, mean_over_processes(list(metrics.values()))))
 
 
 @torch.no_grad()
@@ -333,6 +338,7 @@ def begin(args):
     that of the stopped run, None where there is none. ValueError if the flags do not fit.
     """
     device, parent, stopped = choose_device(args.device), None, None
+    join_processes(args)
     if args.data and not (args.init or args.resume):
         raise ValueError("--data needs a model to start from: --init")
     if args.resume:
@@ -355,6 +361,7 @@ def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
     of_streams = args.streams and not traces
     args.batch_size = args.batch_size or (96 if of_streams else 64)
+    share_of(args.batch_size, args, "--batch-size")                     # or say why not
     n_all = -(-len(traces) // args.batch_size)
     args.steps = args.steps or (n_all if traces else 10_000 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3

@@ -1,17 +1,19 @@
 """
-What both trainers share: batches, and the run around them, which begins or resumes, measures, logs, saves,
-and stops when asked.
+What both trainers share: batches, several processes, and the run around them, which begins or resumes,
+measures, logs, saves, and stops when asked.
 
 What is random in step i of a run is drawn from (seed, i), so to resume is to go on with step i: there is no
 state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
 ends with the same bits as one that was not.
 """
+import atexit
 import math
 import os
 from functools import cached_property
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from common import catch_ctrl_c, open_folder, positive, save_table
@@ -47,7 +49,7 @@ def load_stopped(name, args, device):
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
     # Where and how it runs may change; what it computes may not.
-    free = ("out", "device", "workers", "profile")
+    free = ("out", "device", "workers", "profile", "rank")
     kept = {name: value for name, value in vars(args).items() if name in free}
     vars(args).update(checkpoint["flags"] | kept, resume=True)
     return model, checkpoint
@@ -87,6 +89,53 @@ def by_length(batch, n_tokens=AT_ONCE):
             part = take(batch, rows)
             yield rows, {key: tensor[:, :T] if tensor.dim() == 2 else tensor for key, tensor in part.items()}
             start = end
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Several processes, begun by `torchrun --nproc_per_node 2 train_sft.py`: each takes its share of a batch, and
+# before each step they agree on the mean of their gradients. So their weights stay the same to the last bit.
+
+def join_processes(args):
+    """Note in args which process this is, and of how many."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group()
+        atexit.register(dist.destroy_process_group)
+    args.rank, args.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_of(n, args, flag):
+    """How many of the n that a flag asks for are this process's to make."""
+    if n % args.processes:
+        raise ValueError(f"{flag} {n} cannot be shared by {args.processes} processes: choose a multiple")
+    return n // args.processes
+
+
+def mean_over_processes(numbers):
+    """A list of numbers, or a tensor -> the same, averaged over all processes."""
+    if not dist.is_initialized():
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
+    try:
+        dist.all_reduce(tensor)
+    except RuntimeError:
+        raise SystemExit("another process of this run has ended: so does this one") from None
+    tensor /= dist.get_world_size()
+    return tensor if tensor is numbers else tensor.tolist()
+
+
+def average_gradients(model):
+    """What every process does between its gradient and its step."""
+    if not dist.is_initialized():
+        return
+    weights = list(model.parameters())
+    learnt = mean_over_processes([float(weight.grad is not None) for weight in weights])
+    weights = [weight for weight, share in zip(weights, learnt) if share]       # that any process has one for
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    mean = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
+    for weight, part in zip(weights, mean.split([weight.numel() for weight in weights])):
+        weight.grad = part.view_as(weight)
 
 
 def labelled_states(task, level, split, n=2000):
@@ -150,8 +199,10 @@ class Run:
         forward only. learnt: tokens that were learnt from, which costs three times as much. context: how many
         others each of them sees.
         """
-        self.tokens += tokens
-        self.flops += flops_per_token(self.model.config, context) * (forward + 3 * learnt)
+        flops = flops_per_token(self.model.config, context) * (forward + 3 * learnt)
+        tokens, flops = mean_over_processes([tokens, flops])
+        self.tokens += round(tokens * self.args.processes)
+        self.flops += flops * self.args.processes
 
     def steps(self):
         """
@@ -159,25 +210,32 @@ class Run:
         runs when it asks for the next: show the metrics, now and then add a row to the table and save. Ctrl-C
         saves too, and ends the program.
         """
-        args, ctrl_c = self.args, catch_ctrl_c()
-        open_folder(args.out, *([] if args.resume else [f"{self.name}.pt", f"{self.name}.csv"]))
-        print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
+        args, ctrl_c, is_first = self.args, catch_ctrl_c(), self.args.rank == 0
+        if is_first:                                # the others only learn: one that writes is enough
+            open_folder(args.out, *([] if args.resume else [f"{self.name}.pt", f"{self.name}.csv"]))
+            print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
         steps = range(self.start, args.steps)
-        bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1)
+        bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1,
+                   disable=not is_first)
         for step in bar:
             yield step
             done = step + 1
             first_three = list(self.metrics.items())[:3]
             bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
-            if done % args.log_every == 0 or done == args.steps:
+            stopped, = mean_over_processes([float(ctrl_c.is_set())])
+            if is_first and (done % args.log_every == 0 or done == args.steps):
                 self.log(done, bar)
                 self.save(done)
-            if ctrl_c.is_set():
+            if stopped:
                 bar.close()
-                self.save(done)
-                print(f"stopped at step {done}; to go on, run the same script with --resume --out {args.out}")
+                if is_first:
+                    self.save(done)
+                    print(f"stopped at step {done}; to go on, run the same script with --resume "
+                          f"--out {args.out}")
                 raise SystemExit(130)
-        print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
+        if is_first:
+            print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
+        mean_over_processes([0.0])                  # no process ends before what it learnt is written
 
     def log(self, done, bar):
         """Add a row to the table, and show it, with a sample."""

@@ -183,7 +183,8 @@ class Replay:
     """
     standing: list                          # of Step, the prompt first
     fault: str                              # a fault of structure at which reading stopped, or ""
-    said_yes: bool = False                  # whether the last word was ?yes
+    said_yes: bool                          # whether the last word was ?yes
+    anew: list                              # the lines, from 0, that go back to the problem itself
 
     @property
     def state(self):
@@ -205,22 +206,24 @@ def n_kept(problem, standing, line):
 def replay(problem, completion):
     """Read a completion line by line. Text after the last newline is not a line."""
     task = TASKS[problem.task]
-    standing, said_yes = [Step(-1, task.start(problem))], False
+    standing, said_yes, anew = [Step(-1, task.start(problem))], False, []
     for number, line in enumerate(completion.split("\n")[:-1]):
         if said_yes:
-            return Replay(standing, "something follows ?yes", said_yes)
+            return Replay(standing, "something follows ?yes", said_yes, anew)
         if line == "wait" or line.startswith("wait "):
             n = n_kept(problem, standing, line)
             if not n:
-                return Replay(standing, f"{show(line)} with nothing to take back")
+                return Replay(standing, f"{show(line)} with nothing to take back", False, anew)
             del standing[n:]
+            if n == 1:
+                anew.append(number)
         elif line in ("?yes", "?no"):
             said_yes = line == "?yes"
         elif standing[-1].state is None:
             standing.append(Step(number, None, "built on a wrong line"))
         else:
             standing.append(Step(number, *task.step(problem, standing[-1].state, line)))
-    return Replay(standing, "", said_yes)
+    return Replay(standing, "", said_yes, anew)
 
 
 def verify(problem, completion):

@@ -40,7 +40,7 @@ def solved_examples(args, n, rng):
 
 def shots_lesson(args, step):
     problems, examples = direct_lesson(args, step)
-    rng = np.random.default_rng([args.seed, step, 2])
+    rng = np.random.default_rng([args.seed, step, 2, args.rank])
     shots = solved_examples(args, rng.integers(args.shots + 1), rng)
     return problems, [replace(example, prompt=shots + example.prompt) for example in examples]
 

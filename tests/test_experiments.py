@@ -223,7 +223,8 @@ def test_solved_examples_are_prompts_with_their_answers():
     assert bases.answer("19*3-5\n57-5\n52\n") == "52\n"
 
 
-LESSON = argparse.Namespace(task="expression", level=3, seed=0, steps=600, batch_size=16, shots=3, honest=0.5)
+LESSON = argparse.Namespace(task="expression", level=3, seed=0, steps=600, batch_size=16, shots=3, honest=0.5,
+                            rank=0, processes=1)
 
 
 def test_a_direct_lesson_shows_answers_alone():

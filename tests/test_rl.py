@@ -17,7 +17,8 @@ from trainer import by_length, pack
 from train_rl import ADVANTAGES, LOSSES, discounted, forward, forward_all, has_signal, make_parser, rollout
 from verify import EOS, PAD, decode, encode, parse_problem, verify
 
-ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4, seed=0,
+ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4, seed=0, rank=0,
+                          processes=1,
                           algo="reinforce", lam=0.95, clip=0.2, epochs=1, minibatches=1, value_coef=0.5,
                           entropy_coef=0.0, sft_coef=0.0, half_life=None, streams=False)
 
@@ -39,7 +40,8 @@ def random_model(seed=0):
 
 def advantages_of(algo, rewards, values, action, **flags):
     """values are probabilities; what learn multiplies with the action mask."""
-    batch = {"rewards": rewards, "old_values": values.logit(), "action": action}
+    batch = {"rewards": rewards, "old_values": values.logit(), "action": action,
+             "begins": action & (action.cumsum(1) == 1), "goes_on": torch.zeros(len(action), dtype=torch.bool)}
     args = with_flags(algo=algo, **flags)
     batch["returns"] = discounted(batch, args)
     return ADVANTAGES[algo](batch, args) * action
@@ -63,12 +65,43 @@ def test_reinforce_advantage_is_reward_minus_group_mean():
 
 
 def test_a_reward_is_worth_half_a_half_life_later():
-    batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 9),
-             "action": (torch.arange(9) > 1).expand(2, 9)}
-    returns = discounted(batch, with_flags(half_life=3))
+    action = (torch.arange(9) > 1).expand(2, 9)
+    batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 9), "action": action,
+             "begins": (torch.arange(9) == 2).expand(2, 9), "goes_on": torch.zeros(2, dtype=torch.bool)}
+    returns = discounted(batch, with_flags(half_life=3, samples=2))
     assert returns[:, 2:].tolist() == [pytest.approx([0.25, 0.5 ** (5 / 3), 0.5 ** (4 / 3), 0.5,
                                                       0.5 ** (2 / 3), 0.5 ** (1 / 3), 1.0]), [0.0] * 7]
     assert discounted(batch, with_flags(half_life=None))[:, 2:].tolist() == [[1.0] * 7, [0.0] * 7]
+
+
+def test_an_attempt_is_credited_with_its_own_success():
+    """Two streams: three attempts, of which the third succeeds; two, of which the second is cut off or lost."""
+    action = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]]).bool()
+    begins = torch.tensor([[0, 1, 0, 1, 1, 0, 0], [0, 1, 0, 1, 0, 0, 0]]).bool()
+    for cut in (False, True):
+        batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 7), "action": action,
+                 "begins": begins, "goes_on": torch.tensor([False, cut])}
+        returns = discounted(batch, with_flags(half_life=1, samples=2))
+        anew = (1 / 32 + 1 / 8 + 1 / 4) / 5                         # at five beginnings, three before success
+        end = anew if cut else 0.0
+        expected = [[anew / 4, anew / 2, anew / 2, 1 / 4, 1 / 2, 1], [anew / 4, anew / 2, end / 2, end]]
+        for row, values in enumerate(expected):
+            assert returns[row][action[row]].tolist() == pytest.approx(values)
+
+
+def test_attempts_begin_behind_returns_to_the_problem():
+    problem = parse_problem("9 3 5 2>24")
+    texts = ["9-5=4,3 2 4\nwait 9 3 5 2>24\n9*3=27,5 2 27\n3",               # cut off
+             "9-5=4,3 2 4\n3*2=6,4 6\nwait 3 2 4>24\nwait\nwait 9 5>24\nwait 9 3 5 2>24\n9"]     # lost
+    completions = [encode(text) for text in texts]
+    samples = argparse.Namespace(completions=lambda: completions, finished=lambda stop: [None, None])
+    batch = pack([encode(problem.prompt)] * 2, completions, "cpu")
+    train_rl.mark_attempts(batch, [problem] * 2, samples)
+    assert batch["goes_on"].tolist() == [True, False]
+    for row, text in enumerate(texts):
+        found = batch["begins"][row][batch["action"][row]].nonzero()[:, 0].tolist()
+        behind = "wait 9 3 5 2>24\n" if row == 0 else "wait\n"
+        assert found == [0, len(encode(text[:text.index(behind)] + behind))]
 
 
 def test_with_a_price_on_tokens_what_came_late_is_blamed():
@@ -89,7 +122,7 @@ def test_gae_is_the_sum_of_equation_16(lam, half_life):
     mask = torch.zeros(3, 6, dtype=torch.bool)
     for row, (start, n) in enumerate(zip(starts, lengths)):
         mask[row, start:start + n] = True
-    advantages = advantages_of("ppo", rewards, values, mask, lam=lam, half_life=half_life)
+    advantages = advantages_of("ppo", rewards, values, mask, lam=lam, half_life=half_life, samples=3)
     gamma = 0.5 ** (1 / half_life) if half_life else 1
     for row, (start, n) in enumerate(zip(starts, lengths)):
         v = values[row, start:start + n].tolist() + [0.0]
@@ -165,7 +198,7 @@ def test_an_unknown_algorithm_is_refused(capsys):
 
 def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
-    batch, demos = rollout(model, ARGS, 3, Counter())
+    batch, demos = rollout(model, with_flags(sft_coef=0.5), 3, Counter())
     assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
     for idx, nxt, action, reward in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
         assert idx[1:].tolist() == nxt[:-1].tolist()
@@ -177,7 +210,8 @@ def test_rollout_rows_are_prompt_completion_padding():
         assert not any((idx.tolist() + nxt.tolist()[-1:])[len(row):]) and PAD == 0
         ended = completion[-1] == EOS
         assert bool(reward) == (ended and verify(problem, decode(completion[:-1])).correct)
-    for idx, nxt, action in zip(*demos.values()):
+    assert demos["imitate"].equal(demos["action"])
+    for idx, nxt, action, _ in zip(*demos.values()):
         problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
         completion = nxt[action].tolist()
         assert completion[-1] == EOS and verify(problem, decode(completion[:-1])).correct
@@ -293,7 +327,7 @@ def test_a_few_rows_at_a_time_have_the_gradient_of_all(monkeypatch):
         monkeypatch.setattr(train_rl, "by_length", lambda batch, n=n_tokens: by_length(batch, n))
         monkeypatch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: 0.0)
         model = random_model()
-        _, demos = rollout(model, ARGS, 7, Counter())
+        _, demos = rollout(model, with_flags(sft_coef=0.5), 7, Counter())
         args = with_flags(sft_coef=0.5, entropy_coef=0.1)
         train_rl.learn(model, [], ragged_batch(model), demos, args, 1e-3, seed=0)
         gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
@@ -321,7 +355,7 @@ def test_worked_solutions_are_imitated_beside():
     gained = []
     for sft_coef in (0.0, 0.5):
         model = random_model()
-        batch, demos = rollout(model, ARGS, 7, Counter())
+        batch, demos = rollout(model, with_flags(sft_coef=0.5), 7, Counter())
         batch["rewards"] = torch.zeros_like(batch["rewards"])
         before = (forward(model, demos)[0] * demos["action"]).sum().item()
         args = with_flags(sft_coef=sft_coef, value_coef=0.0)
@@ -329,6 +363,24 @@ def test_worked_solutions_are_imitated_beside():
             train_rl.learn(model, make_optimizers(model, 1e-3), batch, demos, args, 1e-3, seed=0)
         gained.append((forward(model, demos)[0] * demos["action"]).sum().item() - before)
     assert gained[0] == 0 and gained[1] > 1
+
+
+def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_choices():
+    model, args = random_model(), with_flags(level=3, streams=True, sft_coef=0.5, max_tokens=20, steps=9)
+    assert rollout(model, with_flags(level=3, streams=True, max_tokens=20, steps=9), 7, Counter())[1] is None
+    _, demos = rollout(model, args, 7, Counter())
+    n_hidden = 0
+    for idx, nxt, action, flags in zip(*demos.values()):
+        problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
+        assert verify(problem, decode(nxt[action][:-1].tolist())).correct and not (flags & ~action).any()
+        n_hidden += (action & ~flags).sum().item()
+    assert n_hidden > 10
+    train_rl.imitate(model, demos, 0.5)
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    logprobs, _, _ = forward(model, demos)
+    (-0.5 * logprobs[demos["imitate"]].mean()).backward()
+    torch.testing.assert_close(model.lm_head.weight.grad, gradient)
 
 
 def test_entropy_bonus_raises_the_entropy():

@@ -151,7 +151,8 @@ def test_honest_examples_are_legal_and_teach_the_arithmetic_only():
     assert 0 < hits < 150
 
 
-LESSON = SimpleNamespace(task="countdown", level=3, seed=0, steps=100, batch_size=8, honest=0.5)
+LESSON = SimpleNamespace(task="countdown", level=3, seed=0, steps=100, batch_size=8, honest=0.5, rank=0,
+                         processes=1)
 
 
 @pytest.mark.parametrize("task, step, shown", [
@@ -188,7 +189,7 @@ def test_what_a_lesson_shows(task, step, shown):
 def test_traces_are_shown_once_before_any_comes_again():
     traces = [{"prompt": f"{n} 1>{n + 1}\n", "completion": f"{n}+1={n + 1},{n + 1}\n", "correct": True}
               for n in range(10, 20)]
-    args, seen = SimpleNamespace(seed=1, batch_size=4), []
+    args, seen = SimpleNamespace(seed=1, batch_size=4, rank=0, processes=1), []
     for step in range(5):
         problems, examples = traces_lesson(traces, args, step)
         assert problems == [] and len(examples) == 4

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.streams import curve, faults
 from scripts import run, run_here, table
-from streams import SEEN_TARGETS, UNSEEN_TARGETS, piece, stream
+from streams import SEEN_TARGETS, UNSEEN_TARGETS, Stream, behind, piece, stream, try_in_vain
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
@@ -41,7 +41,7 @@ def test_streams_are_right_and_their_openings_come_in_order(level):
 
 
 def test_of_vain_tries_and_wrong_beginnings_results_are_imitated_but_no_choices():
-    n_hidden = 0
+    n_hidden = n_slips = 0
     for problem, written in streams(4, 60):
         text, at, opens = decode(written.ids[:-1]), 0, True
         standing = {step.line for step in replay(problem, text).standing}
@@ -50,13 +50,17 @@ def test_of_vain_tries_and_wrong_beginnings_results_are_imitated_but_no_choices(
             at += len(flags)
             if number in standing or line.startswith("wait") or opens and number:
                 assert all(flags)
+            elif not any(flags):
+                n_slips += 1
+                before = "".join(text.splitlines(keepends=True)[:number + 1])
+                assert replay(problem, before).state is None and text[len(before):].startswith("wait")
             else:
                 chosen = len(encode(TASK.chosen_part(line)))
                 assert flags == [False] * chosen + [True] * (len(flags) - chosen)
                 n_hidden += 1
             opens = line.startswith("wait")
         assert at == len(written.ids) - 1 and written.imitate[-1]
-    assert n_hidden > 200
+    assert n_hidden > 200 and 5 < n_slips < 60
 
 
 def test_streams_begin_anywhere():
@@ -76,25 +80,33 @@ def test_what_cannot_be_solved_has_no_stream():
     assert stream(parse_problem("1 1 1>100"), np.random.default_rng(0)) is None
 
 
-def test_pieces_are_solutions_or_begin_behind_the_opening():
-    rng, kinds = np.random.default_rng(0), set()
+def test_slips_look_like_steps_and_are_wrong():
+    rng, reasons = np.random.default_rng(0), set()
+    for problem, _ in problems(3, 200):
+        line = TASK.slip(problem.numbers, rng).rstrip()
+        state, reason = TASK.step(problem, problem.numbers, line)
+        assert state is None and " is not " in reason, line
+        reasons.add(line.replace("=", " ").translate(str.maketrans("", "", "0123456789, ")))
+    assert reasons == set("+-*/")
+
+
+def test_pieces_are_solutions_and_their_first_steps():
     for problem, solution in problems(4, 60):
-        written = piece(problem, solution, True, rng)
-        assert verify(written.problem, decode(written.ids[:-1])).correct and all(written.imitate)
-        hard = piece(problem, solution, False, rng)
-        text = decode(hard.ids)
-        assert text.endswith(",") and text.count("=") == 1 and all(hard.imitate)
-        kinds |= {written.problem.level, hard.problem.level}
-        behind = solution.splitlines()[0].split(",")[1]
-        assert written.problem == problem or written.problem.prompt == f"{behind}>{problem.target}\n"
-    assert kinds == {3, 4}
+        left, rest = behind(problem, solution)
+        assert left.prompt == f"{solution.splitlines()[0].split(',')[1]}>{problem.target}\n"
+        for problem, solution in ((problem, solution), (left, rest)):
+            written, hard = piece(problem, solution, True), piece(problem, solution, False)
+            assert written.problem == hard.problem == problem
+            assert verify(problem, decode(written.ids[:-1])).correct and all(written.imitate)
+            text = decode(hard.ids)
+            assert text.endswith(",") and text.count("=") == 1 and all(hard.imitate)
 
 
 def test_lessons_depend_on_seed_and_step_and_grow_into_streams():
     args = make_parser().parse_args(["--streams", "--task", "countdown", "--level", "4", "--steps", "100",
                                      "--batch-size", "12"])
     lengths = []
-    for step in (0, 50, 51, 52, 99):
+    for step in (0, 49, 50, 52, 99):
         examples = streams_lesson(args, step)[1]
         assert [e.completion for e in examples] == [e.completion for e in streams_lesson(args, step)[1]]
         assert all(int(decode(e.prompt).split(">")[1]) in SEEN_TARGETS for e in examples)
