@@ -9,13 +9,13 @@ import errno
 import io
 import math
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
-from contextlib import contextmanager
-
-import torch
+from contextlib import contextmanager, suppress
 
 from verify import DEFAULT_TASK, TASKS, get_task
 
@@ -106,6 +106,7 @@ def choose_task(args, trained=None):
 
 def choose_device(name="auto"):
     """The torch.device of a --device flag. ValueError if there is none of that name here."""
+    import torch                            # not above: plot.py need not wait for it
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -122,11 +123,15 @@ def run_script(main):
     try:
         main()
     except OSError as error:
-        script = os.path.basename(sys.argv[0])
-        print(f"{script}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def fail(message):
+    """End the script with exit status 2 and one line that says why."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def keep_memory():
@@ -167,33 +172,45 @@ def clock(seconds, name):
 # ------------------------------------------------------------------------------------------------------------
 # Files
 
+def check_plain(path):
+    """OSError if something stands under a path that must not be replaced by a file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        reason = "is a folder or a device, and a file of that name is to be written"
+        raise OSError(errno.EINVAL, reason, str(path))
+
+
 @contextmanager
 def write_whole(path):
-    """A binary file that appears under its name only when all of it is on the disk."""
-    temporary = f"{path}.tmp"
+    """
+    A binary file that appears under its name only when all of it is on the disk. If the name is a link, the
+    file that it points to is written. An OSError names the path; what stood there before is still there then.
+    """
+    check_plain(path)
+    target = os.path.realpath(path)
+    temporary = f"{target}.{secrets.token_hex(4)}.tmp"      # a name of its own, whoever else writes here
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        error.filename = str(path)          # a full disk names no file
         raise
+    finally:
+        with suppress(OSError):             # it is gone where all went well
+            os.remove(temporary)
 
 
 def open_folder(folder, *names):
     """Make sure files can be written in a folder, and say which of these names it already holds."""
-    os.makedirs(folder or ".", exist_ok=True)
-    with write_whole(os.path.join(folder, ".writable")):
+    folder = folder or "."
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
         pass
-    os.remove(os.path.join(folder, ".writable"))
     paths = [os.path.join(folder, name) for name in names]
     for path in paths:
-        if os.path.isdir(path):
-            reason = "is a folder, and a file of that name is to be written"
-            raise IsADirectoryError(errno.EISDIR, reason, path)
+        check_plain(path)
     existing = [path for path in paths if os.path.exists(path)]
     if existing:
         print(f"overwrites {', '.join(existing)}")

@@ -10,6 +10,7 @@ size: `--depth 3` is 3 layers, 4 heads, 128 wide (0.6M parameters).
 Weights are float32. Where the processor multiplies bfloat16 natively, activations are bfloat16 and each
 weight is cast where it is used: about twice as fast, and simpler than autocast.
 """
+import io
 import math
 import os
 import zipfile
@@ -303,8 +304,10 @@ def save_checkpoint(path, model, optimizers=(), **state):
     """
     checkpoint = {"config": asdict(model.config), "model": model.state_dict(),
                   "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+    buffer = io.BytesIO()
+    torch.save(checkpoint | state, buffer)  # not to the file: torch would hide what the disk says
     with write_whole(path) as file:
-        torch.save(checkpoint | state, file)
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path, device="cpu", needs=()):
