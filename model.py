@@ -297,6 +297,10 @@ def to_device(model, device):
 # ------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
+KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "optimizers": list}
+LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a checkpoint may ask for
+
+
 def save_checkpoint(path, model, optimizers=(), **state):
     """
     Weights, config, optimizers and whatever else a run must know to go on (numbers, strings, tensors, lists,
@@ -310,10 +314,15 @@ def save_checkpoint(path, model, optimizers=(), **state):
         file.write(buffer.getbuffer())
 
 
+def is_finite(weights):
+    """Whether all numbers in these tensors are: no inf, no nan."""
+    return torch.stack([weight.isfinite().all() for weight in weights]).all().item()
+
+
 def load_checkpoint(path, device="cpu", needs=()):
     """
     (model, all that was saved). ValueError, in one line, for a file that is missing, damaged, not a
-    checkpoint, or lacks one of the keys in needs.
+    checkpoint, or lacks one of the keys in needs, and for weights that are not finite.
     """
     path = str(path)
     if not os.path.isfile(path):
@@ -326,11 +335,22 @@ def load_checkpoint(path, device="cpu", needs=()):
         # To the CPU first: AdamW keeps its step there, and would wait for the GPU at each one if it were
         # there.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = GPT(GPTConfig(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["model"])
+        config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
+        for name, most in LARGEST.items():
+            if not 1 <= getattr(config, name) <= most:
+                raise ValueError(f"{name} is not from 1 to {most}")
+        with torch.device("meta"):          # takes no memory: are the weights of the size that config says?
+            GPT(config).load_state_dict(weights, assign=True)
+        model = GPT(config)
+        model.load_state_dict(weights)
+        if not is_finite(model.parameters()):
+            raise ValueError("some weights are nan or inf")
         missing = [key for key in needs if key not in checkpoint]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
+        wrong = [key for key in needs if not isinstance(checkpoint[key], KINDS[key])]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is a {type(checkpoint[wrong[0]]).__name__}")
     except Exception as error:              # pickle, zip and torch raise a dozen kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None

@@ -26,7 +26,6 @@ the verifier is honest, because to check a solution takes no hidden answer; in e
 marked so (*). Three methods need no model at all, to compare with: random legal steps, every path in order,
 and depth-first search in the order of a heuristic.
 """
-import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -253,7 +252,7 @@ def make_parser():
     parser.add_argument("--budgets", nargs="+", type=positive, metavar="N",
                         help="ceilings on the tokens generated for a problem (default 75 150 300, for a "
                              "model of streams 64 256 1024 4096)")
-    parser.add_argument("--c-puct", type=between(0, math.inf), default=1.0, metavar="X",
+    parser.add_argument("--c-puct", type=between(0, 1000), default=1.0, metavar="X",
                         help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",

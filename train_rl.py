@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script
+from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script, whole
 from model import load_checkpoint
 from optim import optimizer_step
 from sample import generate
@@ -53,23 +53,23 @@ def make_parser():
     parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
     parser.add_argument("--steps", type=positive, default=80, metavar="N",
                         help="rollout batches (default 80)")
-    parser.add_argument("--prompts", type=positive, metavar="N",
+    parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 128, of streams 48)")
-    parser.add_argument("--samples", type=positive, default=8, metavar="N",
+    parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="completions for each problem (default 8)")
     parser.add_argument("--half-life", type=count, metavar="N",
                         help="the price of thinking: a reward that comes N tokens later is worth half, 0 if "
                              "thinking is free (default 0, of streams 256)")
     # the loss
-    number = between(0, math.inf)
-    parser.add_argument("--lr", type=number, metavar="X",
+    weight = between(0, 1000)
+    parser.add_argument("--lr", type=between(0, 1), metavar="X",
                         help="peak learning rate (default 1e-3, of streams 3e-4)")
-    parser.add_argument("--value-coef", type=number, default=0.02, metavar="X",
+    parser.add_argument("--value-coef", type=weight, default=0.02, metavar="X",
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
-    parser.add_argument("--sft-coef", type=number, metavar="X",
+    parser.add_argument("--sft-coef", type=weight, metavar="X",
                         help="weight of imitating worked solutions beside (default 0.5, of streams 0)")
-    parser.add_argument("--entropy-coef", type=number, default=0.0, metavar="X",
+    parser.add_argument("--entropy-coef", type=weight, default=0.0, metavar="X",
                         help="weight of an entropy bonus (default 0)")
     # of PPO
     parser.add_argument("--lam", type=between(0, 1), default=0.95, metavar="X",

@@ -6,23 +6,26 @@ What is random in step i of a run is drawn from (seed, i), so to resume is to go
 state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
 ends with the same bits as one that was not.
 """
+import glob
 import math
 import os
+import time
 from functools import cached_property
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import catch_ctrl_c, open_folder, positive, save_table
+from common import catch_signals, fail, lock_folder, open_folder, positive, save_table, set_aside
 from metrics import evaluate, evaluate_streams, value_auc
-from model import flops_per_token, load_checkpoint, save_checkpoint
+from model import flops_per_token, is_finite, load_checkpoint, save_checkpoint
 from optim import make_optimizers
 from sample import generate
 from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
 
 AT_ONCE = 2048                              # so many tokens at a time go through the model; changes no result
+SAVE_EVERY = 60                             # seconds, at most
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "optimizers")
 
 
@@ -39,7 +42,10 @@ def add_run_flags(parser, log_every):
 
 
 def load_stopped(name, args, device):
-    """The model and checkpoint of the stopped run in --out, whose flags replace those of args."""
+    """
+    The model and checkpoint of the stopped run in --out, whose flags replace those of args. ValueError if
+    flags were given that contradict them.
+    """
     path = os.path.join(args.out, f"{name}.pt")
     model, checkpoint = load_checkpoint(path, device, RESUME_NEEDS)
     different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
@@ -47,9 +53,13 @@ def load_stopped(name, args, device):
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
     # Where and how it runs may change; what it computes may not.
-    free = ("out", "device", "workers", "profile")
+    free = ("out", "device", "workers", "profile", "resume")
+    for flag, value in args.given.items():
+        if flag not in free and value != checkpoint["flags"][flag]:
+            raise ValueError(f"--{flag.replace('_', '-')} {value} contradicts {path}, which was begun with "
+                             f"{checkpoint['flags'][flag]}: leave it out, or begin anew without --resume")
     kept = {name: value for name, value in vars(args).items() if name in free}
-    vars(args).update(checkpoint["flags"] | kept, resume=True)
+    vars(args).update(checkpoint["flags"] | kept)
     return model, checkpoint
 
 
@@ -105,6 +115,15 @@ def labelled_states(task, level, split, n=2000):
     return texts, labels
 
 
+def load_optimizers(optimizers, states):
+    """ValueError if these states are not theirs."""
+    try:
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+    except Exception:                       # states are nested deeply: there are many ways to be wrong
+        raise ValueError("the state of the optimizers is not one of this model's: begin anew") from None
+
+
 class Run:
     """
     A training run: its model, its counts, its files name.pt and name.csv in --out. ValueError if its flags do
@@ -117,6 +136,7 @@ class Run:
         with.
         """
         self.name, self.args, self.model, self.metrics = name, args, model, {}
+        self.saved, self.saved_at = None, time.monotonic()              # the step that was saved last; when
         n = max(args.test_problems, args.log_problems)
         self.problems = held_out_problems(args.task, args.level, n, args.split)
         self.prompts = [encode(problem.prompt) for problem in self.problems]
@@ -127,8 +147,8 @@ class Run:
         self.optimizers = make_optimizers(model, args.lr)
         if stopped:
             self.start, self.table = stopped["step"], stopped["table"]
-            for optimizer, state in zip(self.optimizers, stopped["optimizers"]):
-                optimizer.load_state_dict(state)
+            self.saved = self.start
+            load_optimizers(self.optimizers, stopped["optimizers"])
 
     def check_room(self):
         longest, block_size = max(map(len, self.prompts)) + self.args.max_tokens, self.model.config.block_size
@@ -156,11 +176,11 @@ class Run:
     def steps(self):
         """
         The steps still to do. The trainer does one for each that is yielded; what stands behind the yield
-        runs when it asks for the next: show the metrics, now and then add a row to the table and save. Ctrl-C
-        saves too, and ends the program.
+        runs when it asks for the next: show the metrics, now and then add a row to the table, and save.
+        Ctrl-C, SIGTERM and SIGHUP save too, and end the program.
         """
-        args, ctrl_c = self.args, catch_ctrl_c()
-        open_folder(args.out, *([] if args.resume else [f"{self.name}.pt", f"{self.name}.csv"]))
+        args, heard = self.args, catch_signals()
+        self.take_folder()
         print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
         steps = range(self.start, args.steps)
         bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1)
@@ -169,15 +189,43 @@ class Run:
             done = step + 1
             first_three = list(self.metrics.items())[:3]
             bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
-            if done % args.log_every == 0 or done == args.steps:
+            self.check_finite(done, bar)
+            is_row, stop = done % args.log_every == 0 or done == args.steps, heard[:1]
+            if is_row:
                 self.log(done, bar)
+            if is_row or stop or time.monotonic() - self.saved_at > SAVE_EVERY:
                 self.save(done)
-            if ctrl_c.is_set():
+            if stop:
                 bar.close()
-                self.save(done)
                 print(f"stopped at step {done}; to go on, run the same script with --resume --out {args.out}")
-                raise SystemExit(130)
+                raise SystemExit(128 + stop[0])
         print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
+
+    @property
+    def path(self):
+        return os.path.join(self.args.out, self.name)
+
+    def take_folder(self):
+        """Keep other runs out of --out, and put what earlier ones left there in order."""
+        open_folder(self.args.out)
+        self.lock = lock_folder(self.args.out)
+        for temporary in glob.glob(f"{glob.escape(self.path)}.*.tmp") if self.lock else []:
+            os.remove(temporary)            # of a run that was killed: with the lock, there is no other
+        if self.saved is None:
+            init = os.path.realpath(self.args.init or "")
+            aside = set_aside(f"{self.path}.pt")
+            if aside and init == os.path.realpath(f"{self.path}.pt"):
+                self.args.init = aside      # it may be read again
+            set_aside(f"{self.path}.csv")
+        elif self.table:                    # the run may have been killed before it wrote it
+            save_table(f"{self.path}.csv", self.table)
+
+    def check_finite(self, done, bar):
+        """End a run that has diverged, before any of it is saved."""
+        if not (math.isfinite(self.metrics.get("loss", 0.0)) and is_finite(self.model.parameters())):
+            bar.close()
+            kept = f"{self.path}.pt holds step {self.saved}" if self.saved else "nothing had been saved yet"
+            fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
 
     def log(self, done, bar):
         """Add a row to the table, and show it, with a sample."""
@@ -203,8 +251,8 @@ class Run:
         return accuracy | {"value_auc": value_auc(self.model, *self.states)}
 
     def save(self, done):
-        path = os.path.join(self.args.out, self.name)
-        save_checkpoint(f"{path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,
+        save_checkpoint(f"{self.path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,
                         flops=self.flops, table=self.table, flags=vars(self.args))
+        self.saved, self.saved_at = done, time.monotonic()
         if self.table:
-            save_table(f"{path}.csv", self.table)
+            save_table(f"{self.path}.csv", self.table)

@@ -26,7 +26,8 @@ import sys
 
 from tqdm import tqdm
 
-from common import Parser, count, open_folder, positive, read_table, run_script, save_table, write_whole
+from common import (Parser, fail, open_folder, positive, read_table, run_script, save_table, stop_signals,
+                    whole, write_whole)
 from metrics import wilson
 from verify import TASKS
 
@@ -69,6 +70,7 @@ VERIFIED = ["best-of-n (verifier)", "mcts (verifier)"]
 ALONE = ["greedy", "single sample (best T)", "heuristic"]
 HEURISTIC = "no model: heuristic"
 BUDGETS = 256, 1024
+STOPPED = stop_signals()
 
 
 def run(command, log, **names):
@@ -82,13 +84,18 @@ def run(command, log, **names):
         file.flush()
         environment = os.environ | {"PYTHONPATH": ROOT}
         script = words if words[0] == "-m" else [os.path.join(ROOT, words[0]), *words[1:]]
-        done = subprocess.run([sys.executable, *script], stdout=file, stderr=file, env=environment)
-    status = done.returncode
-    if status in (-2, 130):
-        raise KeyboardInterrupt
+        child = subprocess.Popen([sys.executable, *script], stdout=file, stderr=file, env=environment)
+        try:
+            status = child.wait()
+        except BaseException:               # a signal: no child is left behind, and it may save
+            child.terminate()
+            child.wait()
+            raise
+    signum = -status if status < 0 else status - 128
+    if signum in STOPPED:
+        raise SystemExit(128 + signum)
     if status:
-        print(f"league.py: error: python {shlex.join(words)} failed, see {log}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"python {shlex.join(words)} failed, see {log}")
 
 
 def make_row(name, seed, args):
@@ -199,7 +206,8 @@ def markdown(table):
 
 def parse_args():
     parser = Parser(description="Run every hypothesis from one base at equal training FLOPs.")
-    parser.add_argument("--seeds", nargs="+", type=count, metavar="N", help="default 0 1 2; with --quick 0")
+    parser.add_argument("--seeds", nargs="+", type=whole(0, 10 ** 9), metavar="N",
+                        help="default 0 1 2; with --quick 0")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW",
                         help=f"default: all of {', '.join(ROWS)}")
     parser.add_argument("--level", type=int, choices=[3, 4, 5, 6], default=3,

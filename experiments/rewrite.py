@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, choose_device, open_folder, positive, run_script
+from common import Parser, choose_device, open_folder, run_script, whole
 from model import flops_per_token, load_checkpoint
 from sample import generate
 from traces import read_traces, standing_lines, without_verdict, write_traces
@@ -212,7 +212,7 @@ def parse_args():
                         help="what to write of them (default attempts: as they are)")
     parser.add_argument("--label", default="given", choices=["given", "rollouts", "exact"],
                         help="what the value head is to learn at each line (default given)")
-    parser.add_argument("--samples", type=positive, default=8, metavar="N",
+    parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="samples for each continuation or label (default 8)")
     parser.shared("--init", "--device", "--seed", init="out/sft.pt")
     return parser, parser.parse_args()

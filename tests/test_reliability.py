@@ -4,11 +4,15 @@ good state behind; a second run does not write into the first one's folder; and 
 checkpoint, a trace, a table, a flag, is believed only as far as it can be checked.
 """
 import errno
+import importlib
+import math
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 
 import matplotlib.pyplot as plt
 import pytest
@@ -16,12 +20,15 @@ import torch
 
 import common
 import plot
+import train_sft
+import trainer
 from common import open_folder, save_table, write_whole
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from scripts import ROOT, command, run_here, table, tiny_base
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
 TINY = GPTConfig(n_layer=1, n_head=2, n_embd=16)
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SHORT_SFT = ["--level", 2, "--depth", 1, "--log-problems", 2, "--test-problems", 2]
 
 
@@ -139,3 +146,235 @@ def test_a_device_is_not_replaced_and_what_a_link_points_to_is_written(base, tmp
         done = run_here("search.py", *search, "--save", link)
         assert done.returncode == 0, done.stderr
         assert os.readlink(link) == "elsewhere/real.jsonl" and (tmp_path / "elsewhere/real.jsonl").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Numbers that are none
+
+def poison(monkeypatch, at_step, where):
+    """From a step on, training meets a number that is none."""
+    real, steps = train_sft.gradient, []
+
+    def gradient(model, batch, args):
+        metrics = real(model, batch, args)
+        steps.append(0)
+        if len(steps) >= at_step:
+            if where == "loss":
+                metrics["loss"] = math.inf
+            elif where == "gradient":
+                model.lm_head.weight.grad[5, 3] = math.nan
+            else:
+                with torch.no_grad():
+                    model.lm_head.weight[5, 3] = math.inf
+        return metrics
+    monkeypatch.setattr(train_sft, "gradient", gradient)
+
+
+def train_here(monkeypatch, capsys, module, *flags):
+    """A trainer's run_script in this process; undoes what it does about signals."""
+    handlers = {signum: signal.getsignal(signum) for signum in STOPS}
+    monkeypatch.setattr(sys, "argv", [module.__name__.split(".")[-1] + ".py", *map(str, flags)])
+    status = 0
+    try:
+        common.run_script(module.main)
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(flags, status, said.out, said.err)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "weight"])
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(monkeypatch, capsys, tmp_path, where):
+    """A model of nan alone once ended with exit status 0, over the good checkpoint."""
+    poison(monkeypatch, 6, where)
+    flags = [*SHORT_SFT, "--steps", 10, "--log-every", 2, "--out", tmp_path]
+    done = train_here(monkeypatch, capsys, train_sft, *flags)
+    assert_one_line(done, "step 6:", f"{tmp_path}/sft.pt holds step 4")
+    model, checkpoint = load_checkpoint(tmp_path / "sft.pt")
+    assert checkpoint["step"] == 4 and [row["step"] for row in table(tmp_path / "sft.csv")] == ["2", "4"]
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_a_run_that_diverges_at_once_says_that_nothing_is_saved(monkeypatch, capsys, tmp_path):
+    poison(monkeypatch, 1, "gradient")
+    done = train_here(monkeypatch, capsys, train_sft, *SHORT_SFT, "--steps", 10, "--out", tmp_path)
+    assert_one_line(done, "step 1:", "nothing had been saved yet")
+    assert not list(tmp_path.glob("sft*"))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_loaded(base, tmp_path, bad):
+    checkpoint = torch.load(base, weights_only=True)
+    checkpoint["model"]["lm_head.weight"][5, 3] = bad
+    path = tmp_path / "sft.pt"
+    torch.save(checkpoint, path)
+    for script, flags in (("train_rl.py", ["--init", path]), ("search.py", ["--init", path]),
+                          ("train_sft.py", ["--init", path]), ("train_sft.py", ["--resume"]),
+                          ("experiments.judges", ["--init", base, "--judge", path])):
+        done = run_here(script, *flags, "--out", tmp_path)
+        assert_one_line(done, path, "some weights are nan or inf")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Signals
+
+@POSIX
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_save_as_ctrl_c_does(monkeypatch, capsys, tmp_path, name):
+    """With rows far apart, a thousand steps were lost."""
+    signum = getattr(signal, name)
+    real, steps = train_sft.gradient, []
+
+    def gradient(*args):
+        steps.append(0)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signum)
+        return real(*args)
+    monkeypatch.setattr(train_sft, "gradient", gradient)
+    done = train_here(monkeypatch, capsys, train_sft, *SHORT_SFT, "--steps", 10, "--out", tmp_path)
+    assert done.returncode == 128 + signum and "stopped at step 3" in done.stdout
+    assert load_checkpoint(tmp_path / "sft.pt")[1]["step"] == 3
+
+
+@POSIX
+def test_nohup_is_respected(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in common.stop_signals()
+    signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in common.stop_signals()
+
+
+def test_a_checkpoint_is_saved_at_least_every_minute(monkeypatch, capsys, tmp_path):
+    """Between the rows, and it changes nothing: the same weights, the same table."""
+    class Clock:
+        seconds = 0.0
+
+        def monotonic(self):
+            self.seconds += 25.0            # at each look
+            return self.seconds
+    flags = [*SHORT_SFT, "--steps", 12, "--log-every", 10, "--out"]
+    real, steps = trainer.save_checkpoint, []
+
+    def save_checkpoint(*args, **state):
+        steps.append(state["step"])
+        return real(*args, **state)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_checkpoint)
+    assert train_here(monkeypatch, capsys, train_sft, *flags, tmp_path / "a").returncode == 0
+    assert steps == [10, 12]
+    monkeypatch.setattr(trainer, "time", Clock())
+    assert train_here(monkeypatch, capsys, train_sft, *flags, tmp_path / "b").returncode == 0
+    assert len(steps) > 5 and steps[-2:] == [10, 12]
+    (one, _), (other, _) = (load_checkpoint(tmp_path / folder / "sft.pt") for folder in "ab")
+    assert all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), other.state_dict().values()))
+    assert (tmp_path / "a" / "sft.csv").read_bytes() == (tmp_path / "b" / "sft.csv").read_bytes()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@POSIX
+def test_a_league_that_is_stopped_leaves_no_child(tmp_path):
+    """SIGTERM ended the league and left its child training; a league begun again collided with it."""
+    folders = ["--out", tmp_path / "work", "--results", tmp_path / "results"]
+    league = subprocess.Popen(command("experiments.league", "--quick", "--rows", "base", *folders), cwd=ROOT,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    base, other = tmp_path / "work/level3_seed0/base", None
+    try:
+        wait_for(lambda: (base / ".lock").exists() and (base / ".lock").read_text())
+        child = int((base / ".lock").read_text())
+        other = subprocess.run(command("train_sft.py", *SHORT_SFT, "--steps", 1, "--out", base), cwd=ROOT,
+                               capture_output=True, text=True)
+        league.send_signal(signal.SIGTERM)
+        assert league.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        league.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert load_checkpoint(base / "sft.pt")[1]["step"] > 0
+    # And while it was training, no other run could write there.
+    assert_one_line(other, base, f"process {child} is training there")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# One run in a folder
+
+@POSIX
+def test_the_lock_ends_with_its_process_and_stale_files_go(monkeypatch, capsys, tmp_path):
+    hold = "import common, os, sys, time; lock = common.lock_folder(sys.argv[1]); print('held', flush=True); "
+    holder = subprocess.Popen([sys.executable, "-c", hold + "time.sleep(60)", tmp_path], cwd=ROOT, text=True,
+                              stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == "held\n"
+    for name in ("sft.pt.12ab34cd.tmp", "sft.csv.12ab34cd.tmp", "other.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    flags = [*SHORT_SFT, "--steps", 1, "--out", tmp_path]
+    done = train_here(monkeypatch, capsys, train_sft, *flags)
+    assert_one_line(done, tmp_path, f"process {holder.pid} is training there")
+    assert len(list(tmp_path.glob("*.tmp"))) == 3                       # they may be the other's
+    holder.kill()
+    holder.communicate()
+    assert train_here(monkeypatch, capsys, train_sft, *flags).returncode == 0
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["other.tmp"]
+
+
+def test_without_locks_a_run_does_without(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert common.lock_folder(tmp_path) is None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Going on
+
+def test_what_an_earlier_run_left_is_set_aside(monkeypatch, capsys, base, tmp_path):
+    """--resume once went on with an older run, where the new one had been killed before its first save."""
+    for name in ("sft.pt", "sft.csv"):
+        (tmp_path / name).write_bytes((base.parent / name).read_bytes())
+    poison(monkeypatch, 1, "loss")          # it ends before its first save
+    done = train_here(monkeypatch, capsys, train_sft, *SHORT_SFT, "--steps", 4, "--out", tmp_path)
+    assert f"{tmp_path}/sft.pt is of an earlier run: it is {tmp_path}/sft.old.pt now" in done.stdout
+    assert (tmp_path / "sft.old.pt").read_bytes() == base.read_bytes()
+    assert (tmp_path / "sft.old.csv").exists() and not (tmp_path / "sft.csv").exists()
+    assert_one_line(run_here("train_sft.py", "--resume", "--out", tmp_path), "sft.pt: no such file")
+
+
+def test_a_run_may_start_from_the_file_that_it_sets_aside(monkeypatch, capsys, base, tmp_path):
+    """The reference of --algo kl is read when it is needed: it must not be looked for where it was."""
+    (tmp_path / "rl.pt").write_bytes(base.read_bytes())
+    flags = ["--algo", "kl", "--steps", 2, "--prompts", 8, "--samples", 2, "--log-problems", 2,
+             "--test-problems", 2, "--init", tmp_path / "rl.pt", "--out", tmp_path]
+    rewards = importlib.import_module("experiments.rewards")
+    done = train_here(monkeypatch, capsys, rewards, *flags)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "rl.pt")[1]["flags"]["init"] == f"{tmp_path}/rl.old.pt"
+
+
+def test_resume_writes_the_table_of_the_checkpoint(base, tmp_path):
+    """Killed between the two files, a run was said to be written, and its table lacked the last row."""
+    (tmp_path / "sft.pt").write_bytes(base.read_bytes())
+    whole = (base.parent / "sft.csv").read_bytes()
+    (tmp_path / "sft.csv").write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    done = run_here("train_sft.py", "--resume", "--out", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "sft.csv").read_bytes() == whole
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--lr", 0.5], "--lr 0.5 contradicts"),
+    (["--steps", 300], "--steps 300"),
+    (["--seed", 1], "--seed 1"),
+    (["--init", "BASE"], "--init"),
+    (["--level", 3], "--level 3"),
+    (["--log-every", 1000], "--log-every 1000"),                        # the default, but given
+])
+def test_flags_that_contradict_the_run_to_resume_are_errors(base, tmp_path, flags, named):
+    (tmp_path / "sft.pt").write_bytes(base.read_bytes())
+    flags = [str(flag).replace("BASE", str(base)) for flag in flags]
+    done = run_here("train_sft.py", "--resume", "--out", tmp_path, *flags)
+    assert_one_line(done, named, tmp_path / "sft.pt")
+    agreeing = ["--lr", 0.02, "--steps", 200, "--level", 2, "--workers", 0, "--device", "cpu"]
+    assert run_here("train_sft.py", "--resume", "--out", tmp_path, *agreeing).returncode == 0
