@@ -16,6 +16,15 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 
+
+def show_error(kind, error, trace):
+    """Python's own way, but for Ctrl-C while a script is still importing: that needs no traceback."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = show_error                 # before anything large is imported
+
 from verify import DEFAULT_TASK, TASKS, get_task
 
 # ------------------------------------------------------------------------------------------------------------
@@ -112,9 +121,6 @@ def choose_task(args, trained=None):
     level.
     """
     trained = trained or {}
-    for name, kind in (("task", str), ("level", int), ("max_tokens", int), ("streams", bool)):
-        if not isinstance(trained.get(name, kind()), kind):
-            raise ValueError(f"the checkpoint was trained with a {name} of {str(trained[name])[:20]!r}")
     args.task = args.task or trained.get("task", DEFAULT_TASK)
     same_task = trained if args.task == trained.get("task") else {}
     args.level = args.level or same_task.get("level") or get_task(args.task).default_level
@@ -309,5 +315,5 @@ def read_table(path):
     """The rows of a CSV file as dicts of strings; none if there is no such file."""
     if not os.path.exists(path):
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:          # as spreadsheets save it, too
         return list(csv.DictReader(file))

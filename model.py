@@ -298,6 +298,7 @@ def to_device(model, device):
 # Checkpoints
 
 KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "optimizers": list}
+FLAGS = {"task": str, "level": int, "max_tokens": int, "steps": int, "lr": float, "seed": int}
 LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a checkpoint may ask for
 
 
@@ -351,6 +352,10 @@ def load_checkpoint(path, device="cpu", needs=()):
         wrong = [key for key in needs if not isinstance(checkpoint[key], KINDS[key])]
         if wrong:
             raise ValueError(f"{wrong[0]} is a {type(checkpoint[wrong[0]]).__name__}")
+        flags = checkpoint.get("flags", {})
+        wrong = [name for name in FLAGS if not isinstance(flags.get(name), FLAGS[name] | None)]
+        if wrong:
+            raise ValueError(f"its flag {wrong[0]} is {str(flags[wrong[0]])[:20]!r}")
     except Exception as error:              # pickle, zip and torch raise a dozen kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None

@@ -13,11 +13,12 @@ import csv
 import os
 from collections import defaultdict
 
+# First, so that Ctrl-C while matplotlib is imported ends quietly
+from common import Parser, check_plain, fail, run_script, write_whole
+
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-from common import Parser, check_plain, fail, run_script, write_whole
 
 # Dashed, in these colours
 WITHOUT_MODEL = {"random steps": "silver", "enumeration": "gray", "heuristic": "black"}
@@ -44,7 +45,7 @@ def read(folders, name):
     for folder in folders:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file):
                     rows.append({key: number_or_text(value) for key, value in row.items()})
     return rows
@@ -140,7 +141,7 @@ def main():
     check_plain(path)
     try:
         draw(args.folders, path)
-    except (KeyError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
         fail(f"a table in {', '.join(args.folders)} is not one that the scripts wrote ({error})")
 
 

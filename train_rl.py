@@ -28,11 +28,13 @@ import math
 import os
 from collections import Counter
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script, whole
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script, whole
 from model import load_checkpoint
 from optim import optimizer_step
 from sample import generate

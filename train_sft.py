@@ -19,13 +19,15 @@ import signal
 from dataclasses import dataclass
 from functools import partial
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, choose_device, choose_task, positive, run_script, stop_signals, whole
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import streams
-from common import Parser, between, choose_device, choose_task, positive, run_script, stop_signals, whole
 from model import GPT, GPTConfig, load_checkpoint, to_device
 from optim import optimizer_step
 from sample import generate
@@ -366,7 +368,9 @@ def main():
     args = parser.parse_args()
     with parser.errors():
         model, parent, stopped = begin(args)
-        traces = [trace for path in args.data or [] for trace in read_traces(path, model.config.block_size)]
+        longest = model.config.block_size
+        traces = [trace for path in args.data or []
+                  for trace in read_traces(path, longest, args.task, args.level)]
         fill_in(args, traces)
         run = Run("sft", args, model, parent, stopped)
     if traces and not stopped:

@@ -48,6 +48,9 @@ def load_stopped(name, args, device):
     """
     path = os.path.join(args.out, f"{name}.pt")
     model, checkpoint = load_checkpoint(path, device, RESUME_NEEDS)
+    step, steps = checkpoint["step"], checkpoint["flags"].get("steps") or 0
+    if not 0 < step <= steps:
+        raise ValueError(f"{path} is damaged: it is at step {step} of {steps}")
     different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
     if different:
         other = f"with --{different[0].replace('_', '-')} or without"
@@ -115,15 +118,6 @@ def labelled_states(task, level, split, n=2000):
     return texts, labels
 
 
-def load_optimizers(optimizers, states):
-    """ValueError if these states are not theirs."""
-    try:
-        for optimizer, state in zip(optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-    except Exception:                       # states are nested deeply: there are many ways to be wrong
-        raise ValueError("the state of the optimizers is not one of this model's: begin anew") from None
-
-
 class Run:
     """
     A training run: its model, its counts, its files name.pt and name.csv in --out. ValueError if its flags do
@@ -148,7 +142,11 @@ class Run:
         if stopped:
             self.start, self.table = stopped["step"], stopped["table"]
             self.saved = self.start
-            load_optimizers(self.optimizers, stopped["optimizers"])
+            try:
+                for optimizer, state in zip(self.optimizers, stopped["optimizers"], strict=True):
+                    optimizer.load_state_dict(state)
+            except Exception:               # there are many ways in which nested dicts can be wrong
+                raise ValueError(f"{self.path}.pt: its optimizers are not those of its model") from None
 
     def check_room(self):
         longest, block_size = max(map(len, self.prompts)) + self.args.max_tokens, self.model.config.block_size

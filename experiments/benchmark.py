@@ -11,9 +11,11 @@ import math
 import statistics
 import time
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, choose_device, positive, run_script, whole
+
 import torch
 
-from common import Parser, choose_device, positive, run_script, whole
 from model import GPT, GPTConfig, flops_per_token, to_device
 from sample import generate, sample_token
 

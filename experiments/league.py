@@ -19,6 +19,7 @@ tokens a problem, once by what the model itself thinks of its solutions and once
 finished ones only. The best of several methods is a little better than it would be on other problems, in all
 rows. The heuristic search without a model stands at the end, to compare with.
 """
+import csv
 import os
 import shlex
 import subprocess
@@ -71,6 +72,11 @@ ALONE = ["greedy", "single sample (best T)", "heuristic"]
 HEURISTIC = "no model: heuristic"
 BUDGETS = 256, 1024
 STOPPED = stop_signals()
+# The columns of league.csv
+BEST = [f"{kind}{budget}" for kind in ("own", "verified", "heuristic") for budget in BUDGETS]
+WHOLE = ["level", "seed", "problems"]
+NUMBERS = ["train_flops", "greedy", "sampled", "pass16", "value_auc", "tokens_greedy", "single_best_t", *BEST]
+TEXTS = ["row", "hypothesis", *(f"{key}_method" for key in BEST)]
 
 
 def run(command, log, **names):
@@ -232,14 +238,30 @@ def parse_args():
     return parser, args
 
 
+def read_league(path):
+    """The rows that are there already. ValueError if they are none that make_row has made."""
+    try:
+        table = read_table(path)
+        for row in table:
+            if set(row) != {*WHOLE, *NUMBERS, *TEXTS} or None in row.values():
+                raise ValueError("other columns")
+            for key in WHOLE:
+                int(row[key])
+            for key in NUMBERS:
+                float(row[key])
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is not a table that the league wrote: name another folder with "
+                         "--results") from None
+    return table
+
+
 def main():
     parser, args = parse_args()
     path = os.path.join(args.results, "league.csv")
     for folder in (args.out, args.results):
         open_folder(folder)
-    table = read_table(path)
-    if any("level" not in row or "row" not in row for row in table):
-        parser.error(f"{path} is not a table that the league wrote: name another folder with --results")
+    with parser.errors():
+        table = read_league(path)
     if any(int(row["level"]) != args.level for row in table):
         parser.error(f"{path} is not a league of --level {args.level}: name another folder with --results")
     done = {(row["row"], int(row["seed"])) for row in table}

@@ -5,9 +5,11 @@ Draw the league table.
 """
 import os
 
+# First, so that Ctrl-C while matplotlib is imported ends quietly
+from common import Parser, fail, run_script
+
 import matplotlib.pyplot as plt
 
-from common import Parser, fail, run_script
 from plot import means, read, save_figure
 
 LEAGUE = {                                  # what is drawn: (column, colour, marker)

@@ -5,6 +5,7 @@ checkpoint, a trace, a table, a flag, is believed only as far as it can be check
 """
 import errno
 import importlib
+import json
 import math
 import os
 import signal
@@ -22,9 +23,16 @@ import common
 import plot
 import train_sft
 import trainer
+import tree
+import verify
+from budget import Settings
 from common import open_folder, save_table, write_whole
+from experiments import league
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from scripts import ROOT, command, run_here, table, tiny_base
+from search import METHODS
+from traces import read_traces
+from verify import EOS, NEWLINE, held_out_problems
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
 TINY = GPTConfig(n_layer=1, n_head=2, n_embd=16)
@@ -98,18 +106,21 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(monkeypatch, tmp_path, wri
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["old.png"]
 
 
-def limited(limit, script, *flags):
-    """A script in a process of its own that can write no file of more than so many bytes."""
+def run_limited(limit, script, *flags):
+    """A script that can write no file of more than so many bytes."""
     import resource
-    words = command(script, *flags)
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        return run_here(script, *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @POSIX
 def test_a_checkpoint_that_does_not_fit_is_one_line(base, tmp_path):
     """torch.save tells what the disk refuses in a RuntimeError that names no file."""
-    done = limited(10_000, "train_sft.py", *SHORT_SFT, "--steps", 1, "--out", tmp_path)
+    done = run_limited(10_000, "train_sft.py", *SHORT_SFT, "--steps", 1, "--out", tmp_path)
     assert_one_line(done, f"{tmp_path}/sft.pt: File too large")
     assert not list(tmp_path.glob("*.pt")) and not list(tmp_path.glob("*.tmp"))
 
@@ -121,7 +132,7 @@ def test_a_picture_that_does_not_fit_is_one_line(tmp_path):
     row = {"method": "a", "oracle": 0, "budget": 9, "accuracy": 0.5, "ci_low": 0.1, "ci_high": 0.9}
     save_table(tmp_path / "search.csv", [row | {"tokens_per_problem": 30.0}])
     (tmp_path / "scaling.png").write_bytes(b"old")
-    done = limited(1000, "plot.py", tmp_path)
+    done = run_limited(1000, "plot.py", tmp_path)
     assert_one_line(done, f"{tmp_path}/scaling.png: File too large")
     assert sorted(os.listdir(tmp_path)) == ["scaling.png", "search.csv", "sft.csv"]
     assert (tmp_path / "scaling.png").read_bytes() == b"old"
@@ -283,18 +294,18 @@ def wait_for(condition, seconds=60):
 def test_a_league_that_is_stopped_leaves_no_child(tmp_path):
     """SIGTERM ended the league and left its child training; a league begun again collided with it."""
     folders = ["--out", tmp_path / "work", "--results", tmp_path / "results"]
-    league = subprocess.Popen(command("experiments.league", "--quick", "--rows", "base", *folders), cwd=ROOT,
+    parent = subprocess.Popen(command("experiments.league", "--quick", "--rows", "base", *folders), cwd=ROOT,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     base, other = tmp_path / "work/level3_seed0/base", None
     try:
         wait_for(lambda: (base / ".lock").exists() and (base / ".lock").read_text())
         child = int((base / ".lock").read_text())
-        other = subprocess.run(command("train_sft.py", *SHORT_SFT, "--steps", 1, "--out", base), cwd=ROOT,
-                               capture_output=True, text=True)
-        league.send_signal(signal.SIGTERM)
-        assert league.wait(timeout=60) == 128 + signal.SIGTERM
+        other = run_here("train_sft.py", *SHORT_SFT, "--steps", 1, "--out", base)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(timeout=60) == 128 + signal.SIGTERM
     finally:
-        league.kill()
+        parent.kill()
+        subprocess.run(["kill", "-9", str(child)], capture_output=True)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert load_checkpoint(base / "sft.pt")[1]["step"] > 0
@@ -378,3 +389,252 @@ def test_flags_that_contradict_the_run_to_resume_are_errors(base, tmp_path, flag
     assert_one_line(done, named, tmp_path / "sft.pt")
     agreeing = ["--lr", 0.02, "--steps", 200, "--level", 2, "--workers", 0, "--device", "cpu"]
     assert run_here("train_sft.py", "--resume", "--out", tmp_path, *agreeing).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What comes from outside: traces
+
+TRACE = {"prompt": "98 11>87\n", "completion": "98-11=87,87\n", "correct": True, "tokens": 13, "flops": 1.0}
+WRONG = {"completion": "98+11=109,109\n"}
+WORKED = {"prompt": "2*3+1=\n", "completion": "6+1\n7\n"}
+BAD_TRACES = {
+    "false verdict": (WRONG, "correct is True, but the verifier says: dead end"),
+    "false verdict on a solution": ({"correct": False}, "correct is False, but the verifier says: correct"),
+    "false verdict on expression": (
+        WORKED | {"completion": "6+1\n8\n"}, "correct is True, but the verifier says: line 1"),
+    "a verdict of text": ({"correct": "true"}, "correct is true or false"),
+    "another level": ({"prompt": "9 3 5>17\n", "completion": "9+3=12,5 12\n12+5=17,17\n"},
+                      "it is countdown at level 3, and what is learnt is countdown at level 2"),
+    "another task": (WORKED, "it is expression at level 2"),
+    "no newline behind the prompt": ({"prompt": "98 11>87"}, "a prompt ends in a newline"),
+    "a prompt that is none": ({"prompt": None}, "prompt is a text"),
+    "negative tokens": ({"tokens": -5}, "tokens is a number from 0"),
+    "tokens of nan": ({"tokens": math.nan}, "tokens is a whole number"),
+    "tokens of null": ({"tokens": None}, "tokens is a whole number"),
+    "tokens of text": ({"tokens": "13"}, "tokens is a whole number"),
+    "huge tokens": ({"tokens": 10 ** 400}, "tokens is a number from 0"),
+    "huge flops": ({"flops": 10 ** 400}, "flops is a number from 0"),
+    "flops of nan": ({"flops": math.nan}, "flops is a number from 0"),
+    "values of text": ({"values": "1"}, "values is a list"),
+    "a value of text": ({"values": ["1"]}, "a value is not a number"),
+    "deep nesting": ('{"prompt": ' + "[" * 100_000, "recursion"),
+    "a list": ("[]", "a trace stands in braces"),
+    "longer than the model reads": (
+        {"completion": "98+11=109,109\nwait\n" * 800 + "98-11=87,87\n"}, "more than the 8192 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRACES)
+def test_traces_are_not_believed(base, tmp_path, case):
+    changed, reason = BAD_TRACES[case]
+    line = changed if isinstance(changed, str) else json.dumps(TRACE | changed)
+    path = tmp_path / "traces.jsonl"
+    path.write_text(f"{json.dumps(TRACE)}\n{line}\n")
+    done = run_here("train_sft.py", "--init", base, "--data", path, "--out", tmp_path)
+    assert_one_line(done, f"{path}, line 2: {reason}" if reason != "recursion" else f"{path}, line 2: ")
+    assert reason in done.stderr and done.stderr.count("\n") == 1 and len(done.stderr) < 400
+
+
+def test_traces_that_leave_no_room_for_samples_are_named(base, tmp_path):
+    path = tmp_path / "traces.jsonl"
+    long = TRACE | {"completion": "98+11=109,109\nwait\n" * 540 + "98-11=87,87\n"}
+    path.write_text(f"{json.dumps(TRACE)}\n{json.dumps(long)}\n")
+    read_traces(path)
+    done = run_here("experiments.rewrite", "--init", base, "--data", path, "--label", "rollouts",
+                    "--save", tmp_path / "new.jsonl")
+    assert_one_line(done, f"{path}, line 2: more than the 8175 tokens")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Flags
+
+@pytest.mark.parametrize("script, flags, named", [
+    ("train_sft.py", ["--init", ""], "--init"),
+    ("train_sft.py", ["--out", ""], "--out"),
+    ("train_sft.py", ["--init", "BASE", "--data", "BASE", ""], "--data"),
+    ("train_rl.py", ["--init", ""], "--init"),
+    ("search.py", ["--save", "", "--methods", "greedy", "--budgets", 20], "--save"),
+    ("search.py", ["--problems", ""], "--problems"),
+    ("search.py", ["--problems", "a\0b"], "--problems"),
+    ("search.py", ["--out", "a\0b"], "--out"),
+    ("experiments.judges", ["--judge", ""], "--judge"),
+    ("experiments.rewrite", ["--data", ""], "--data"),
+    ("experiments.league", ["--results", ""], "--results"),
+    ("plot.py", [""], "folders"),
+    ("plot.py", ["OUT", "--out", ""], "--out"),
+    ("experiments.plot_league", [""], "table"),
+])
+def test_empty_arguments_are_errors(base, tmp_path, script, flags, named):
+    """--init "" once trained from scratch, --problems "" measured on the test set."""
+    flags = [str(flag).replace("BASE", str(base)).replace("OUT", str(base.parent)) for flag in flags]
+    if script == "search.py":
+        flags += ["--init", base, "--n-problems", 2]
+    if "--out" not in flags and script in ("train_sft.py", "train_rl.py", "search.py", "experiments.judges"):
+        flags += ["--out", tmp_path]
+    assert_one_line(run_here(script, *flags), f"argument {named}: it is empty, or has a NUL in it")
+
+
+HUGE = 10 ** 20
+
+
+@pytest.mark.parametrize("script, flag, value", [
+    ("train_sft.py", "--lr", 1e9), ("train_sft.py", "--lr", 1e38), ("train_rl.py", "--lr", 1e9),
+    ("train_sft.py", "--value-coef", 1e30), ("train_rl.py", "--sft-coef", 1e30),
+    ("train_rl.py", "--entropy-coef", 1e30), ("train_sft.py", "--depth", 1000),
+    ("train_sft.py", "--batch-size", 10 ** 8), ("train_rl.py", "--prompts", 10 ** 8),
+    ("train_rl.py", "--samples", 10 ** 8), ("train_sft.py", "--workers", 10 ** 4),
+    ("train_sft.py", "--seed", HUGE), ("train_rl.py", "--seed", HUGE), ("search.py", "--seed", HUGE),
+    ("experiments.league", "--seeds", HUGE), ("experiments.benchmark", "--depths", 1000),
+    ("verify.py", "--seed", -1), ("verify.py", "--seed", HUGE), ("train_sft.py", "--steps", HUGE),
+    ("train_sft.py", "--log-every", "9" * 5000), ("search.py", "--c-puct", 1e30),
+])
+def test_numbers_beyond_all_sense_are_errors(script, flag, value):
+    done = run_here(script, flag, value)
+    assert_one_line(done, f"argument {flag}: ")
+    assert len(done.stderr) < 150 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_too_little_memory_is_one_line(monkeypatch, capsys, tmp_path, error):
+    def gradient(*args):
+        raise error
+    monkeypatch.setattr(train_sft, "gradient", gradient)
+    done = train_here(monkeypatch, capsys, train_sft, *SHORT_SFT, "--steps", 2, "--out", tmp_path)
+    assert_one_line(done, "not enough memory", "--batch-size")
+    monkeypatch.setattr(train_sft, "gradient", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):                              # a bug is not told as something else
+        train_here(monkeypatch, capsys, train_sft, *SHORT_SFT, "--steps", 2, "--out", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Checkpoints, tables, problems
+
+@pytest.mark.parametrize("changed, reason", [
+    ({"flags": [1]}, "flags is a list"),
+    ({"step": "1"}, "step is a str"),
+    ({"step": -1}, "at step -1 of 200"),
+    ({"step": 201}, "at step 201 of 200"),
+    ({"optimizers": {"a": 1}}, "optimizers is a dict"),
+    ({"optimizers": []}, "its optimizers are not those"),
+    ({"optimizers": [1, 2]}, "its optimizers are not those"),
+    ({"table": "a"}, "table is a str"),
+    ({"config": {"n_embd": 10 ** 7, "n_head": 1}}, "Error(s) in loading"),
+    ({"config": {"n_layer": 10 ** 7}}, "n_layer is not from 1 to"),
+    ({"config": {"block_size": 10 ** 12}}, "block_size is not from 1 to"),
+    ({"config": {"n_gram": 10 ** 6, "vocab_size": 1}}, "n_gram is not from 1 to"),
+    ({"config": {"n_embd": "64"}}, "not a checkpoint of tinyo1"),
+    ({"config": 3}, "not a checkpoint of tinyo1"),
+    ({"model": 3}, "not a checkpoint of tinyo1"),
+    ({"flags": {"level": "two"}}, "its flag level is 'two'"),
+    ({"flags": {"lr": "much"}}, "its flag lr is 'much'"),
+])
+def test_checkpoints_of_the_wrong_shape_are_one_line(base, tmp_path, changed, reason):
+    checkpoint = torch.load(base, weights_only=True)
+    for key, value in changed.items():
+        merged = isinstance(value, dict) and key != "optimizers"
+        checkpoint[key] = checkpoint[key] | value if merged else value
+    torch.save(checkpoint, tmp_path / "sft.pt")
+    done = run_here("train_sft.py", "--resume", "--out", tmp_path)
+    assert_one_line(done, tmp_path / "sft.pt", reason)
+    assert done.stderr.count("\n") == 1
+
+
+LEAGUE_ROW = {key: "1" for key in (*league.WHOLE, *league.NUMBERS, *league.TEXTS)} | {"level": "3"}
+
+
+@pytest.mark.parametrize("change, is_good", [
+    (lambda text: text, True),
+    (lambda text: b"\xef\xbb\xbf" + text, True),                        # as a spreadsheet saves it
+    (lambda text: text.replace(b"greedy", b"greedily", 1), False),
+    (lambda text: text.replace(b"\n3,", b"\nmany,"), False),
+    (lambda text: text.replace(b"\n3,", b"\n"), False),
+    (lambda text: text.rstrip() + b",1\n", False),
+    (lambda text: b"\x89PNG\xff\xfe" + text, False),
+    (lambda text: b"greetings\nto all\n", False),
+])
+def test_a_league_that_is_none_is_told_before_any_work(monkeypatch, tmp_path, change, is_good):
+    save_table(tmp_path / "league.csv", [LEAGUE_ROW])
+    (tmp_path / "league.csv").write_bytes(change((tmp_path / "league.csv").read_bytes().replace(b"\r", b"")))
+    if is_good:
+        assert league.read_league(tmp_path / "league.csv") == [LEAGUE_ROW]
+    else:
+        flags = ["--results", tmp_path, "--out", tmp_path / "out", "--rows", "base", "--seeds", 0]
+        done = run_here("experiments.league", *flags)
+        assert_one_line(done, tmp_path / "league.csv", "is not a table that the league wrote")
+
+
+def test_the_league_of_this_repository_is_one():
+    assert len(league.read_league(os.path.join(ROOT, "results/league.csv"))) > 9
+
+
+def test_a_prompt_that_is_too_long_is_told_before_the_search(base, tmp_path):
+    prompt = "(" * 3000 + "1+1" + ")" * 3000 + "="
+    (tmp_path / "mine.txt").write_text(prompt + "\n")
+    search = ["--init", base, "--out", tmp_path, "--task", "expression", "--level", 1, "--methods", "greedy"]
+    for flags in (["--problems", tmp_path / "mine.txt"], ["--ask", prompt]):
+        assert_one_line(run_here("search.py", *search, *flags, "--max-tokens", 3000), "--max-tokens 3000")
+    problems = tmp_path / "fair.txt"
+    problems.write_text("2+3=\n")
+    assert_one_line(run_here("search.py", *search, "--problems", problems, "--max-tokens", 8187), "8187")
+    assert run_here("search.py", *search, "--problems", problems, "--max-tokens", 80).returncode == 0
+
+
+class Chatty(GPT):
+    """Random, but with a taste for newlines: its texts have many lines and no end."""
+
+    def run(self, windows, positions, mask, cache=None):
+        logits, values = super().run(windows, positions, mask, cache)
+        taste = torch.zeros(64, dtype=logits.dtype)
+        taste[NEWLINE], taste[EOS] = 8.0, -8.0
+        return logits + taste, values
+
+
+@pytest.mark.parametrize("name", [
+    "mcts (value)", "mcts (rollouts)", "beam (value)", "depth-1 (value)", "stream", "best-of-n (verifier)"])
+def test_a_budget_beyond_what_the_model_reads_ends_at_its_edge(name):
+    torch.manual_seed(0)
+    model = Chatty(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=60))
+    problems = held_out_problems("countdown", 2, 2)
+    settings = Settings(20, torch.Generator().manual_seed(0), temperature=1.0)
+    for result in METHODS[name].run(model, problems, 500, settings):
+        assert 20 < result.tokens <= 500
+
+
+def test_a_path_of_thousands_of_lines_is_searched(monkeypatch):
+    """The bound on what can still be found was worked out by recursion."""
+    search = tree.Search(held_out_problems("countdown", 2, 1)[0], 20_000, "value", [], 20)
+    node = search.root
+    for _ in range(5000):
+        child = tree.Node(node.ids + [NEWLINE], prior=0.999, path=node.path * 0.999, parent=node)
+        node.branches = []
+        node.children.append(child)
+        node = child
+    assert search.bound(search.root) == node.path > 0
+    node.closed = True
+    assert search.bound(search.root) == 0
+
+
+def test_slow_problems_have_a_bar(monkeypatch, capsys):
+    """At level 6, two minutes passed in silence."""
+    drawn = []
+    real = verify.make_problems
+
+    def make_problems(*args, bar=None, **others):
+        bar.delay = 0
+        drawn.append(bar.n)
+        return real(*args, bar=bar, **others)
+    monkeypatch.setattr(verify, "make_problems", make_problems)
+    assert len(held_out_problems("countdown", 2, 300)) == 300 and drawn == [0, 200]
+
+
+@POSIX
+@pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py", "search.py", "experiments.judges"])
+def test_ctrl_c_while_importing_is_quiet(tmp_path, script):
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(command(script), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and said == ""
