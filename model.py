@@ -298,7 +298,7 @@ def to_device(model, device):
 # Checkpoints
 
 KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "optimizers": list}
-FLAGS = {"task": str, "level": int, "max_tokens": int, "steps": int, "lr": float, "seed": int}
+FLAGS = {"task": str, "level": int, "max_tokens": int, "steps": int, "lr": float | int, "seed": int}
 LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a checkpoint may ask for
 
 
@@ -315,9 +315,9 @@ def save_checkpoint(path, model, optimizers=(), **state):
         file.write(buffer.getbuffer())
 
 
-def is_finite(weights):
-    """Whether all numbers in these tensors are: no inf, no nan."""
-    return torch.stack([weight.isfinite().all() for weight in weights]).all().item()
+def is_finite(model):
+    """Whether no weight is inf or nan: a sum is finite only if all its terms are."""
+    return torch.stack([weight.detach().sum() for weight in model.parameters()]).isfinite().all().item()
 
 
 def load_checkpoint(path, device="cpu", needs=()):
@@ -344,7 +344,7 @@ def load_checkpoint(path, device="cpu", needs=()):
             GPT(config).load_state_dict(weights, assign=True)
         model = GPT(config)
         model.load_state_dict(weights)
-        if not is_finite(model.parameters()):
+        if not is_finite(model):
             raise ValueError("some weights are nan or inf")
         missing = [key for key in needs if key not in checkpoint]
         if missing:

@@ -220,7 +220,7 @@ class Run:
 
     def check_finite(self, done, bar):
         """End a run that has diverged, before any of it is saved."""
-        if not (math.isfinite(self.metrics.get("loss", 0.0)) and is_finite(self.model.parameters())):
+        if not (math.isfinite(self.metrics.get("loss", 0.0)) and is_finite(self.model)):
             bar.close()
             kept = f"{self.path}.pt holds step {self.saved}" if self.saved else "nothing had been saved yet"
             fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
