@@ -340,8 +340,10 @@ def load_checkpoint(path, device="cpu", needs=()):
         for name, most in LARGEST.items():
             if not 1 <= getattr(config, name) <= most:
                 raise ValueError(f"{name} is not from 1 to {most}")
-        with torch.device("meta"):          # takes no memory: are the weights of the size that config says?
-            GPT(config).load_state_dict(weights, assign=True)
+        with torch.device("meta"):          # takes no memory, however much the config asks for
+            shapes = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
+        if shapes != {name: weight.shape for name, weight in weights.items()}:
+            raise ValueError("its weights are not of the shapes that its config says")
         model = GPT(config)
         model.load_state_dict(weights)
         if not is_finite(model):
