@@ -81,7 +81,8 @@ def one_sample(model, problems, budget, settings):
 
 def one_stream(model, problems, budget, settings):
     """A single sample that may use up all of the budget. -> Results"""
-    return one_sample(model, problems, budget, replace(settings, max_tokens=budget))
+    readable = model.config.block_size - max(len(encode(problem.prompt)) for problem in problems)
+    return one_sample(model, problems, budget, replace(settings, max_tokens=min(budget, readable)))
 
 
 def best_of_n(model, problems, budget, settings, scorer):

@@ -9,29 +9,37 @@ import errno
 import io
 import math
 import os
+import secrets
 import signal
 import sys
-import threading
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import torch
+
+def show_error(kind, error, trace):
+    """Python's own way, but for Ctrl-C while a script is still importing: that needs no traceback."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = show_error                 # before anything large is imported
 
 from verify import DEFAULT_TASK, TASKS, get_task
 
 # ------------------------------------------------------------------------------------------------------------
 # Flags
 
-def positive(text):
-    """An argparse type: an integer from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
+def whole(low, high):
+    """An argparse type: an integer from low to high."""
+    def parse(text):
+        if not (text.isdecimal() and len(text) < 20 and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is not an integer from {low} to {high}")
+        return int(text)
+    return parse
 
 
-def count(text):
-    """An argparse type: an integer from 0."""
-    return 0 if text == "0" else positive(text)
+positive, count = whole(1, 10 ** 9), whole(0, 10 ** 9)
 
 
 def between(low, high):
@@ -63,12 +71,31 @@ SHARED_FLAGS = {
     "--out": dict(default="out", metavar="DIR", help="folder for what is written (default out)"),
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"],
                      help="where to compute (default: cuda if there is one)"),
-    "--seed": dict(type=count, default=0, help="same seed, same result on the same machine (default 0)"),
+    "--seed": dict(type=whole(0, 10 ** 15), default=0, metavar="N",
+                   help="same seed, same result on the same machine (default 0)"),
 }
+
+
+class Flags(argparse.Namespace):
+    """The values of all flags; given, which vars() does not show, holds those that were not left out."""
+    __slots__ = ("given",)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with the shared flags, and with errors of one line."""
+
+    def parse_args(self, words=None, namespace=None):
+        args = super().parse_args(words, Flags())
+        for action in self._actions:        # once more, without defaults: what is there now was given
+            action.default = argparse.SUPPRESS
+        self._defaults.clear()
+        args.given = vars(super().parse_args(words))
+        for action in self._actions:
+            given = args.given.get(action.dest)
+            texts = given if isinstance(given, list) else [given]
+            if any(text == "" or "\0" in str(text) for text in texts):
+                self.error(str(argparse.ArgumentError(action, "it is empty, or has a NUL in it")))
+        return args
 
     def shared(self, *names, **defaults):
         for name in names:
@@ -106,6 +133,7 @@ def choose_task(args, trained=None):
 
 def choose_device(name="auto"):
     """The torch.device of a --device flag. ValueError if there is none of that name here."""
+    import torch                            # not above: plot.py need not wait for it
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -117,16 +145,33 @@ def choose_device(name="auto"):
 # Running a script
 
 def run_script(main):
-    """Call main. What the disk refuses is told in one line, with exit status 2; Ctrl-C ends quietly."""
+    """
+    Call main. What the disk refuses and what the memory has no room for is told in one line, with exit status
+    2; Ctrl-C and other signals end quietly, with what is half-written removed.
+    """
     keep_memory()
+    for signum in stop_signals()[1:]:
+        signal.signal(signum, end_quietly)
     try:
         main()
     except OSError as error:
-        script = os.path.basename(sys.argv[0])
-        print(f"{script}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:            # the second is torch's, also for other things
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        fail("not enough memory: ask for less at a time, as with a smaller --batch-size, --prompts, --depth")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def end_quietly(signum, frame):
+    sys.exit(128 + signum)
+
+
+def fail(message):
+    """End the script with exit status 2 and one line that says why."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def keep_memory():
@@ -142,18 +187,26 @@ def keep_memory():
         mallopt(-2, 1 << 28)                # M_TOP_PAD
 
 
-def catch_ctrl_c():
-    """
-    An event that the first Ctrl-C sets, so that a step can be finished and saved; the second Ctrl-C ends the
-    program.
-    """
-    pressed = threading.Event()
+def stop_signals():
+    """What asks a program to end: Ctrl-C, SIGTERM, and SIGHUP unless nohup has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)                            # not on Windows
+    is_heard = hangup and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM] + [hangup] * bool(is_heard)
 
-    def on_interrupt(signum, frame):
-        pressed.set()
+
+def catch_signals():
+    """
+    A list to which signals that ask to end are added, so that a step can be finished and saved; the second
+    Ctrl-C ends the program.
+    """
+    heard = []
+
+    def on_signal(signum, frame):
+        heard.append(signum)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGINT, on_interrupt)
-    return pressed
+    for signum in stop_signals():
+        signal.signal(signum, on_signal)
+    return heard
 
 
 @contextmanager
@@ -167,36 +220,84 @@ def clock(seconds, name):
 # ------------------------------------------------------------------------------------------------------------
 # Files
 
+def check_plain(path):
+    """OSError if something stands under a path that must not be replaced by a file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        reason = "is a folder or a device, and a file of that name is to be written"
+        raise OSError(errno.EINVAL, reason, str(path))
+
+
 @contextmanager
 def write_whole(path):
-    """A binary file that appears under its name only when all of it is on the disk."""
-    temporary = f"{path}.tmp"
+    """
+    A binary file that appears under its name only when all of it is on the disk. If the name is a link, the
+    file that it points to is written. An OSError names the path; what stood there before is still there then.
+    """
+    check_plain(path)
+    target = os.path.realpath(path)
+    temporary = f"{target}.{secrets.token_hex(4)}.tmp"      # a name of its own, whoever else writes here
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        error.filename = str(path)          # a full disk names no file
         raise
+    finally:
+        with suppress(OSError):             # it is gone where all went well
+            os.remove(temporary)
 
 
 def open_folder(folder, *names):
     """Make sure files can be written in a folder, and say which of these names it already holds."""
-    os.makedirs(folder or ".", exist_ok=True)
-    with write_whole(os.path.join(folder, ".writable")):
+    folder = folder or "."
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
         pass
-    os.remove(os.path.join(folder, ".writable"))
     paths = [os.path.join(folder, name) for name in names]
     for path in paths:
-        if os.path.isdir(path):
-            reason = "is a folder, and a file of that name is to be written"
-            raise IsADirectoryError(errno.EISDIR, reason, path)
+        check_plain(path)
     existing = [path for path in paths if os.path.exists(path)]
     if existing:
         print(f"overwrites {', '.join(existing)}")
+
+
+def set_aside(path):
+    """Rename what an earlier run left under a path, sft.pt to sft.old.pt; returns the new name, if any."""
+    check_plain(path)
+    target = os.path.realpath(path)
+    if not os.path.exists(target):
+        return None
+    stem, extension = os.path.splitext(target)
+    os.replace(target, f"{stem}.old{extension}")
+    print(f"{path} is of an earlier run: it is {stem}.old{extension} now")
+    return f"{stem}.old{extension}"
+
+
+def lock_folder(folder):
+    """
+    Let no other run write in a folder before this process ends, in whatever way: the open file that holds the
+    lock, None where the system knows no such lock. OSError names the process that has it.
+    """
+    try:
+        import fcntl
+    except ImportError:                     # Windows
+        return None
+    file = open(os.path.join(folder, ".lock"), "a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        reason = f"process {file.read()} is training there: wait for its end, or name another folder"
+        raise OSError(errno.EAGAIN, reason, folder) from None
+    except OSError:                         # a file system without locks
+        return None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def save_table(path, rows):
@@ -214,5 +315,5 @@ def read_table(path):
     """The rows of a CSV file as dicts of strings; none if there is no such file."""
     if not os.path.exists(path):
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:          # as spreadsheets save it, too
         return list(csv.DictReader(file))

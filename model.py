@@ -10,6 +10,7 @@ size: `--depth 3` is 3 layers, 4 heads, 128 wide (0.6M parameters).
 Weights are float32. Where the processor multiplies bfloat16 natively, activations are bfloat16 and each
 weight is cast where it is used: about twice as fast, and simpler than autocast.
 """
+import io
 import math
 import os
 import zipfile
@@ -105,7 +106,7 @@ class Linear(nn.Linear):
 def apply_rotary(x, cos, sin):
     """
     Turn each pair of x (B, T, nh, hs), one from either half, by its angle: (x1, x2) -> (x1 cos - x2 sin, x2
-    cos + x1 sin). cos and sin are (B or 1, T, 1, hs), and the first half of sin is negative.
+    cos + x1 sin). cos and sin are (B or 1, T, nh, hs), and the first half of sin is negative.
     """
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
 
@@ -122,11 +123,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.n_embd, config.n_embd + 2 * config.head_size)
         self.proj = Linear(config.n_embd, config.n_embd, scale=0.0)
 
-    def forward(self, x, cos, sin, sharpness, mask, cache=None):
+    def forward(self, x, cos, sin, mask, cache=None):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_size)                # (B, T, nh + 2, hs)
         qk = apply_rotary(norm(qkv[:, :, :-1]), cos, sin)               # (B, T, nh + 1, hs)
-        q = (qk[:, :, :-1] * sharpness).reshape(B, -1, self.head_size)  # (B, T * nh, hs)
+        q = qk[:, :, :-1].reshape(B, -1, self.head_size)                # (B, T * nh, hs)
         k, v = qk[:, :, -1], qkv[:, :, -1]                              # (B, T, hs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs)
@@ -167,8 +168,8 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, sharpness, mask, cache=None):
-        x = x + self.attn(norm(x), cos, sin, sharpness, mask, cache)
+    def forward(self, x, cos, sin, mask, cache=None):
+        x = x + self.attn(norm(x), cos, sin, mask, cache)
         return x + self.mlp(norm(x))
 
 
@@ -233,12 +234,14 @@ class GPT(nn.Module):
         frequency[-config.head_size // 8:] = 0
         angle = torch.arange(config.block_size)[:, None] * frequency    # (block_size, hs / 2)
         cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
-        # (block_size, 2, hs)
-        self.register_buffer("rotary", torch.stack((cos, sin), dim=1).float(), persistent=False)
+        rotary = torch.stack((cos, sin), dim=1)[:, :, None].float()     # (block_size, 2, 1, hs)
+        self.register_buffer("rotary", rotary, persistent=False)
         # The more there is to attend to, the more of it is beside the point: as long as sharpness is the same
         # everywhere, what is looked for drowns in a long text (Nakanishi 2025, Scalable-Softmax)
         n_seen = torch.arange(1, config.block_size + 1).clamp_min(LONG)
-        self.register_buffer("sharpness", SHARPNESS * n_seen.log() / math.log(LONG), persistent=False)
+        of_queries = (SHARPNESS * n_seen.log() / math.log(LONG))[:, None].expand(-1, config.n_head)
+        sharpness = F.pad(of_queries, (0, 1), value=1.0)                # (block_size, nh + 1), 1 for the keys
+        self.register_buffer("sharpness", sharpness[:, None, :, None].clone(), persistent=False)
 
     def embed(self, windows):
         """
@@ -256,10 +259,10 @@ class GPT(nn.Module):
         """
         x = self.embed(windows)
         x = norm(x).to(self.compute_dtype or x.dtype)
-        cos, sin = self.rotary[positions].to(x.dtype)[:, :, None].unbind(-2)            # (B or 1, T, 1, hs)
-        sharpness = self.sharpness[positions].to(x.dtype)[:, :, None, None]             # (B or 1, T, 1, 1)
+        rotary = self.rotary[positions] * self.sharpness[positions]     # (B or 1, T, 2, nh + 1, hs)
+        cos, sin = rotary.to(x.dtype).unbind(2)
         for block in self.blocks:
-            x = block(x, cos, sin, sharpness, mask, cache)              # (B, T, C)
+            x = block(x, cos, sin, mask, cache)                         # (B, T, C)
         x = norm(x)
         logits, values = self.lm_head(x), self.value_head(x).squeeze(-1)
         return logits.to(self.wte.weight.dtype), values.to(self.wte.weight.dtype)
@@ -302,6 +305,11 @@ def to_device(model, device):
 # ------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
+KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "optimizers": list}
+FLAGS = {"task": str, "level": int, "max_tokens": int, "steps": int, "lr": float | int, "seed": int}
+LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a checkpoint may ask for
+
+
 def save_checkpoint(path, model, optimizers=(), **state):
     """
     Weights, config, optimizers and whatever else a run must know to go on (numbers, strings, tensors, lists,
@@ -309,14 +317,21 @@ def save_checkpoint(path, model, optimizers=(), **state):
     """
     checkpoint = {"config": asdict(model.config), "model": model.state_dict(),
                   "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+    buffer = io.BytesIO()
+    torch.save(checkpoint | state, buffer)  # not to the file: torch would hide what the disk says
     with write_whole(path) as file:
-        torch.save(checkpoint | state, file)
+        file.write(buffer.getbuffer())
+
+
+def is_finite(model):
+    """Whether no weight is inf or nan: a sum is finite only if all its terms are."""
+    return torch.stack([weight.detach().sum() for weight in model.parameters()]).isfinite().all().item()
 
 
 def load_checkpoint(path, device="cpu", needs=()):
     """
     (model, all that was saved). ValueError, in one line, for a file that is missing, damaged, not a
-    checkpoint, or lacks one of the keys in needs.
+    checkpoint, or lacks one of the keys in needs, and for weights that are not finite.
     """
     path = str(path)
     if not os.path.isfile(path):
@@ -329,11 +344,28 @@ def load_checkpoint(path, device="cpu", needs=()):
         # To the CPU first: AdamW keeps its step there, and would wait for the GPU at each one if it were
         # there.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = GPT(GPTConfig(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["model"])
+        config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
+        for name, most in LARGEST.items():
+            if not 1 <= getattr(config, name) <= most:
+                raise ValueError(f"{name} is not from 1 to {most}")
+        with torch.device("meta"):          # takes no memory, however much the config asks for
+            shapes = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
+        if shapes != {name: weight.shape for name, weight in weights.items()}:
+            raise ValueError("its weights are not of the shapes that its config says")
+        model = GPT(config)
+        model.load_state_dict(weights)
+        if not is_finite(model):
+            raise ValueError("some weights are nan or inf")
         missing = [key for key in needs if key not in checkpoint]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
+        wrong = [key for key in needs if not isinstance(checkpoint[key], KINDS[key])]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is a {type(checkpoint[wrong[0]]).__name__}")
+        flags = checkpoint.get("flags", {})
+        wrong = [name for name in FLAGS if not isinstance(flags.get(name), FLAGS[name] | None)]
+        if wrong:
+            raise ValueError(f"its flag {wrong[0]} is {str(flags[wrong[0]])[:20]!r}")
     except Exception as error:              # pickle, zip and torch raise a dozen kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None

@@ -9,12 +9,12 @@ the way are measured on fewer problems than the last of each stage. Right, accur
 on a problem at test time, a line for each method, dashed what needs no model; shaded, 95 % intervals (of
 several runs, the mean of theirs).
 """
-import argparse
 import csv
-import io
 import os
-import sys
 from collections import defaultdict
+
+# First, so that Ctrl-C while matplotlib is imported ends quietly
+from common import Parser, check_plain, fail, run_script, write_whole
 
 import matplotlib
 matplotlib.use("Agg")
@@ -27,16 +27,6 @@ STAGES = {"pass16": ("pass@16", "tab:green"), "greedy": ("greedy", "tab:blue"),
           "sampled": ("single sample", "tab:orange"), "within1024": ("within 1,024 tokens", "tab:red"),
           "within256": ("within 256 tokens", "tab:purple"), "within64": ("within 64 tokens", "tab:brown")}
 WIDTHS = (1.5, 2.5, 1.0, 3.5, 0.7, 4.5)                             # of the lines of different sizes of model
-
-
-def fail(message):
-    print(f"plot.py: error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        fail(message)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -55,7 +45,7 @@ def read(folders, name):
     for folder in folders:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file):
                     rows.append({key: number_or_text(value) for key, value in row.items()})
     return rows
@@ -124,11 +114,8 @@ def draw_search(axis, folders):
 # The script
 
 def save_figure(figure, path):
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    with open(path + ".tmp", "wb") as file:
-        file.write(picture.getvalue())
-    os.replace(path + ".tmp", path)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     print(f"wrote {path}")
 
 
@@ -150,15 +137,13 @@ def main():
     parser.add_argument("--out", metavar="FILE",
                         help="the picture (default: scaling.png in the first folder)")
     args = parser.parse_args()
-    if args.out and os.path.isdir(args.out):
-        fail(f"--out {args.out} is a folder: name a file in it")
+    path = args.out or os.path.join(args.folders[0], "scaling.png")
+    check_plain(path)
     try:
-        draw(args.folders, args.out or os.path.join(args.folders[0], "scaling.png"))
-    except OSError as error:
-        fail(f"{error.filename or args.out}: {error.strerror}")
-    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        draw(args.folders, path)
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
         fail(f"a table in {', '.join(args.folders)} is not one that the scripts wrote ({error})")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,11 +26,13 @@ the verifier is honest, because to check a solution takes no hidden answer; in e
 marked so (*). Three methods need no model at all, to compare with: random legal steps, every path in order,
 and depth-first search in the order of a heuristic.
 """
-import math
 import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
 
 import numpy as np
 import torch
@@ -39,7 +41,6 @@ from tqdm import tqdm
 from baselines import depth_first, random_paths
 from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
 from budget import Settings
-from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
 from metrics import wilson
 from model import flops_per_token, load_checkpoint
 from traces import write_traces
@@ -50,6 +51,7 @@ from verify import (TASKS, decode, encode, held_out_problems, make_problems, par
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
 BUDGETS, STREAM_BUDGETS = (75, 150, 300), (64, 256, 1024, 4096)
 N_VALIDATION = 300                          # validation problems on which the best of them is chosen
+DEEPEST = 400                               # columns by which a line of a tree that is shown is indented
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -214,7 +216,8 @@ def print_tree(search, node, indent=""):
             mark = "  right" if verify(search.problem, search.completion(child)).correct else "  wrong"
         print(f"{indent}{line:<{40 - len(indent)}} N {child.visits:<4} Q {child.q:.2f}  P {child.prior:.2f}  "
               f"V {child.value:.2f}{mark}")
-        print_tree(search, child, indent + "    ")
+        if len(indent) < DEEPEST:
+            print_tree(search, child, indent + "    ")
 
 
 def ask(model, problem, args):
@@ -253,7 +256,7 @@ def make_parser():
     parser.add_argument("--budgets", nargs="+", type=positive, metavar="N",
                         help="ceilings on the tokens generated for a problem (default 75 150 300, for a "
                              "model of streams 64 256 1024 4096)")
-    parser.add_argument("--c-puct", type=between(0, math.inf), default=1.0, metavar="X",
+    parser.add_argument("--c-puct", type=between(0, 1000), default=1.0, metavar="X",
                         help="mcts: weight of the prior against the value (default 1.0)")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",
@@ -278,8 +281,6 @@ def load_model(args):
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
-    if args.max_tokens >= model.config.block_size:
-        raise ValueError(f"--max-tokens {args.max_tokens}: the model reads under {model.config.block_size}")
     return model
 
 
@@ -312,6 +313,14 @@ def check(problem, args):
     return problem
 
 
+def check_room(model, problems, max_tokens):
+    """ValueError if the longest prompt and completion are more than the model reads."""
+    n_tokens = max(len(encode(problem.prompt)) for problem in problems) + max_tokens
+    if n_tokens + 2 > model.config.block_size:
+        raise ValueError(f"the longest prompt and --max-tokens {max_tokens} are {n_tokens} tokens: the model "
+                         f"reads under {model.config.block_size - 1}")
+
+
 def check_methods(args):
     useless = [name for name in args.methods if name not in default_methods(args.task, args.streams)]
     if useless:
@@ -330,12 +339,14 @@ def run(parser, args):
         args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
         if args.ask is not None:
             problem = check(parse_problem(args.ask), args)
+            check_room(model, [problem], args.max_tokens)
             if not state_value(problem, ""):
                 raise ValueError(f"{args.ask} has no solution: all ways were tried")
             return (think if args.streams else ask)(model, problem, args)
         args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)
         problems = load_problems(args)
+        check_room(model, problems, args.max_tokens)
     path = args.save or os.path.join(args.out, "search.csv")
     open_folder(*os.path.split(path))
     print(f"search.py on {model.wte.weight.device}: {vars(args)}", flush=True)

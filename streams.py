@@ -21,7 +21,8 @@ be remembered. Where the order begins is for the model to choose, and better tha
 What the teacher knows. It begins anywhere, and stops at the first opening that can be solved: which one that
 is, and how to go on from it, the enumeration says. What it tries from the others is chance. Of these tries,
 and of a first opening that leads nowhere, only what follows from the choice is imitated: the result, the
-numbers left, and that it goes back.
+numbers left, and that it goes back. Now and then a try is a slip, a line that is wrong, and only that it goes
+back is imitated.
 """
 import numpy as np
 
@@ -145,7 +146,7 @@ def lesson(task, level, n, rng, step, progress):
     if progress > STREAMS_AFTER and step % 2:
         most = 99 if progress > LONG_AFTER else 4
         return [stream(problem, rng, most) for problem, _ in draw(n // PIECES)]
-    first = draw(n // 2)                                        # to find them takes as long as to learn them
+    first = draw(n // 2)
     later = [behind(*solved) for solved in first]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
         return [piece(*solved, whole=False) for solved in first + later]

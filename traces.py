@@ -10,9 +10,14 @@ and "flops": what it cost to find. What of a trace is worth imitating stands her
 import json
 
 from common import write_whole
-from verify import encode, parse_problem, replay
+from task import show
+from verify import encode, parse_problem, replay, verify
 
 VERDICTS = ("?yes", "?no")
+KINDS = {"prompt": (str, "a text"), "completion": (str, "a text"), "correct": (bool, "true or false"),
+         "tokens": (int, "a whole number"), "flops": ((int, float), "a number"),
+         "values": ((list, type(None)), "a list")}
+MOST = 1e30                                 # tokens or FLOPs, more than anyone has spent
 
 
 def standing_lines(problem, completion):
@@ -49,17 +54,23 @@ def write_traces(path, traces):
             file.write(json.dumps(trace).encode() + b"\n")
 
 
-def read_traces(path, longest=None):
-    """The traces of a file as dicts; ValueError names the line that is wrong or over `longest` tokens."""
+def read_traces(path, longest=None, task=None, level=None):
+    """
+    The traces of a file as dicts. ValueError names the line that is wrong, over `longest` tokens, or of
+    another task or level than is asked for.
+    """
     traces = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 trace = json.loads(line)
-                check(trace)
+                problem = check(trace)
                 if longest and len(encode(trace["prompt"] + trace["completion"])) > longest:
                     raise ValueError(f"more than the {longest} tokens that the model reads")
-            except (ValueError, TypeError, AttributeError) as error:
+                if task and (problem.task, problem.level) != (task, level):
+                    raise ValueError(f"it is {problem.task} at level {problem.level}, and what is learnt is "
+                                     f"{task} at level {level}")
+            except (ValueError, RecursionError) as error:               # the second of what is nested deeply
                 raise ValueError(f"{path}, line {number}: {error}") from None
             traces.append(trace)
     if not traces:
@@ -68,18 +79,29 @@ def read_traces(path, longest=None):
 
 
 def check(trace):
-    """Raise what is wrong with a trace."""
+    """The problem of a trace, whose verdict is not believed but checked. ValueError says what is wrong."""
+    if not isinstance(trace, dict):
+        raise ValueError("a trace stands in braces")
     missing = {"prompt", "completion", "correct"} - set(trace)
     if missing:
         raise ValueError(f"a trace needs {', '.join(sorted(missing))}")
-    parse_problem(trace["prompt"])
+    for key, (kind, name) in KINDS.items():
+        if key in trace and not isinstance(trace[key], kind):
+            raise ValueError(f"{key} is {name}, not {show(repr(trace[key]))}")
+    problem = parse_problem(trace["prompt"])
+    if trace["prompt"] != problem.prompt:
+        raise ValueError("a prompt ends in a newline")
     encode(trace["completion"])
-    if not isinstance(trace["correct"], bool):
-        raise ValueError(f"correct is true or false, not {trace['correct']!r}")
+    verdict = verify(problem, trace["completion"])
+    if trace["correct"] != verdict.correct:
+        raise ValueError(f"correct is {trace['correct']}, but the verifier says: {verdict.reason}")
     values, n_lines = trace.get("values"), trace["completion"].count("\n")
     if values is not None and len(values) != n_lines:
         raise ValueError(f"{len(values)} values for {n_lines} lines")
-    if not all(value is None or 0 <= value <= 1 for value in values or []):
-        raise ValueError("a value is not a number from 0 to 1, or null")
-    if not 0 <= trace.get("flops", 0) < float("inf"):
-        raise ValueError(f"flops is a number from 0, not {trace['flops']!r}")
+    for value in values or []:
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+            raise ValueError("a value is not a number from 0 to 1, or null")
+    for key in ("tokens", "flops"):
+        if not 0 <= trace.get(key, 0) <= MOST:
+            raise ValueError(f"{key} is a number from 0 to {MOST:.0e}, not {show(repr(trace[key]))}")
+    return problem

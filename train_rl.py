@@ -28,11 +28,13 @@ import math
 import os
 from collections import Counter
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script, whole
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script
 from model import load_checkpoint
 from optim import optimizer_step
 from sample import generate
@@ -43,8 +45,8 @@ from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems,
 
 WARMUP = 5                                  # steps
 NEVER = 10 ** 9                             # a position that no text has
-DEFAULTS = {"prompts": 128, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
-STREAM_DEFAULTS = {"prompts": 48, "half_life": 256, "lr": 3e-4, "sft_coef": 0.0}
+DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
+STREAM_DEFAULTS = {"steps": 100, "prompts": 48, "half_life": 256, "lr": 8e-4, "sft_coef": 0.03}
 
 
 def make_parser():
@@ -53,25 +55,25 @@ def make_parser():
     parser.shared("--init", "--task", "--level", "--max-tokens")
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
-    parser.add_argument("--steps", type=positive, default=80, metavar="N",
-                        help="rollout batches (default 80)")
-    parser.add_argument("--prompts", type=positive, metavar="N",
+    parser.add_argument("--steps", type=positive, metavar="N",
+                        help="rollout batches (default 80, of streams 100)")
+    parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 128, of streams 48)")
-    parser.add_argument("--samples", type=positive, default=8, metavar="N",
+    parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="completions for each problem (default 8)")
     parser.add_argument("--half-life", type=count, metavar="N",
                         help="the price of thinking: a reward that comes N tokens later is worth half, 0 if "
                              "thinking is free (default 0, of streams 256)")
     # the loss
-    number = between(0, math.inf)
-    parser.add_argument("--lr", type=number, metavar="X",
-                        help="peak learning rate (default 1e-3, of streams 3e-4)")
-    parser.add_argument("--value-coef", type=number, default=0.02, metavar="X",
+    weight = between(0, 1000)
+    parser.add_argument("--lr", type=between(0, 1), metavar="X",
+                        help="peak learning rate (default 1e-3, of streams 8e-4)")
+    parser.add_argument("--value-coef", type=weight, default=0.02, metavar="X",
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
-    parser.add_argument("--sft-coef", type=number, metavar="X",
-                        help="weight of imitating worked solutions beside (default 0.5, of streams 0)")
-    parser.add_argument("--entropy-coef", type=number, default=0.0, metavar="X",
+    parser.add_argument("--sft-coef", type=weight, metavar="X",
+                        help="weight of imitating the teacher beside (default 0.5, of streams 0.03)")
+    parser.add_argument("--entropy-coef", type=weight, default=0.0, metavar="X",
                         help="weight of an entropy bonus (default 0)")
     # of PPO
     parser.add_argument("--lam", type=between(0, 1), default=0.95, metavar="X",

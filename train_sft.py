@@ -19,13 +19,15 @@ import signal
 from dataclasses import dataclass
 from functools import partial
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, choose_device, choose_task, positive, run_script, stop_signals, whole
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import streams
-from common import Parser, between, choose_device, choose_task, count, positive, run_script
 from model import GPT, GPTConfig, load_checkpoint, to_device
 from optim import optimizer_step
 from sample import generate
@@ -45,7 +47,7 @@ def make_parser():
     # the problems
     parser.shared("--task", "--level", "--max-tokens")
     # the model
-    parser.add_argument("--depth", type=positive, metavar="N",
+    parser.add_argument("--depth", type=whole(1, 32), metavar="N",
                         help="size of a new model: layers, and a width of 32 (depth + 1) (default 3)")
     parser.shared("--init")
     # what to learn from
@@ -62,14 +64,14 @@ def make_parser():
     parser.add_argument("--steps", type=positive, metavar="N",
                         help="optimizer steps (default 6800, of streams 10000; with --data as many as show "
                              "each trace once)")
-    parser.add_argument("--batch-size", type=positive, metavar="N",
+    parser.add_argument("--batch-size", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 64, of streams 96 pieces)")
-    parser.add_argument("--lr", type=between(0, math.inf), metavar="X",
+    parser.add_argument("--lr", type=between(0, 1), metavar="X",
                         help="peak learning rate (default 3e-3, with --data 1e-3)")
-    parser.add_argument("--value-coef", type=between(0, math.inf), default=1.0, metavar="X",
+    parser.add_argument("--value-coef", type=between(0, 1000), default=1.0, metavar="X",
                         help="weight of the value loss (default 1)")
     # the run
-    parser.add_argument("--workers", type=count, metavar="N",
+    parser.add_argument("--workers", type=whole(0, 64), metavar="N",
                         help="processes that make problems ahead; changes no result (default 0 on a CPU, "
                              "which has no core to spare, 1 with CUDA)")
     add_run_flags(parser, log_every=1000)
@@ -252,11 +254,12 @@ class Lessons(Dataset):
 
     def load(self, n_workers):
         return DataLoader(self, batch_size=None, num_workers=n_workers, collate_fn=tuple,
-                          worker_init_fn=ignore_ctrl_c)
+                          worker_init_fn=ignore_signals)
 
 
-def ignore_ctrl_c(worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                        # it is for the main process to hear
+def ignore_signals(worker):
+    for signum in stop_signals():
+        signal.signal(signum, signal.SIG_IGN)                           # the main process hears them
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -372,7 +375,9 @@ def main():
     args = parser.parse_args()
     with parser.errors():
         model, parent, stopped = begin(args)
-        traces = [trace for path in args.data or [] for trace in read_traces(path, model.config.block_size)]
+        longest = model.config.block_size
+        traces = [trace for path in args.data or []
+                  for trace in read_traces(path, longest, args.task, args.level)]
         fill_in(args, traces)
         run = Run("sft", args, model, parent, stopped)
     if traces and not stopped:

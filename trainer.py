@@ -7,8 +7,11 @@ state to restore but the weights, the optimizers and what has been counted. A ru
 ends with the same bits as one that was not.
 """
 import atexit
+import glob
 import math
 import os
+import signal
+import time
 from functools import cached_property
 
 import numpy as np
@@ -16,15 +19,16 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import catch_ctrl_c, open_folder, positive, save_table
+from common import catch_signals, fail, lock_folder, open_folder, positive, save_table, set_aside
 from metrics import evaluate, evaluate_streams, value_auc
-from model import flops_per_token, load_checkpoint, save_checkpoint
+from model import flops_per_token, is_finite, load_checkpoint, save_checkpoint
 from optim import make_optimizers
 from sample import generate
 from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
 
 AT_ONCE = 2048                              # so many tokens at a time go through the model; changes no result
+SAVE_EVERY = 60                             # seconds, at most
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "optimizers")
 
 
@@ -41,17 +45,30 @@ def add_run_flags(parser, log_every):
 
 
 def load_stopped(name, args, device):
-    """The model and checkpoint of the stopped run in --out, whose flags replace those of args."""
+    """
+    The model and checkpoint of the stopped run in --out, whose flags replace those of args. ValueError if
+    flags were given that contradict them.
+    """
     path = os.path.join(args.out, f"{name}.pt")
     model, checkpoint = load_checkpoint(path, device, RESUME_NEEDS)
+    step, steps = checkpoint["step"], checkpoint["flags"].get("steps") or 0
+    if not 0 < step <= steps:
+        raise ValueError(f"{path} is damaged: it is at step {step} of {steps}")
     different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
     if different:
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
     # Where and how it runs may change; what it computes may not.
-    free = ("out", "device", "workers", "profile", "rank")
+    free = ("out", "device", "workers", "profile", "rank", "resume")
+    n = checkpoint["flags"].get("processes", 1)
+    if n != args.processes:
+        raise ValueError(f"{path} was begun by {n} processes: resume it with torchrun --nproc_per_node {n}")
+    for flag, value in args.given.items():
+        if flag not in free and value != checkpoint["flags"][flag]:
+            raise ValueError(f"--{flag.replace('_', '-')} {value} contradicts {path}, which was begun with "
+                             f"{checkpoint['flags'][flag]}: leave it out, or begin anew without --resume")
     kept = {name: value for name, value in vars(args).items() if name in free}
-    vars(args).update(checkpoint["flags"] | kept, resume=True)
+    vars(args).update(checkpoint["flags"] | kept)
     return model, checkpoint
 
 
@@ -166,6 +183,7 @@ class Run:
         with.
         """
         self.name, self.args, self.model, self.metrics = name, args, model, {}
+        self.saved, self.saved_at = None, time.monotonic()              # the step that was saved last; when
         n = max(args.test_problems, args.log_problems)
         self.problems = held_out_problems(args.task, args.level, n, args.split)
         self.prompts = [encode(problem.prompt) for problem in self.problems]
@@ -176,8 +194,12 @@ class Run:
         self.optimizers = make_optimizers(model, args.lr)
         if stopped:
             self.start, self.table = stopped["step"], stopped["table"]
-            for optimizer, state in zip(self.optimizers, stopped["optimizers"]):
-                optimizer.load_state_dict(state)
+            self.saved = self.start
+            try:
+                for optimizer, state in zip(self.optimizers, stopped["optimizers"], strict=True):
+                    optimizer.load_state_dict(state)
+            except Exception:               # there are many ways in which nested dicts can be wrong
+                raise ValueError(f"{self.path}.pt: its optimizers are not those of its model") from None
 
     def check_room(self):
         longest, block_size = max(map(len, self.prompts)) + self.args.max_tokens, self.model.config.block_size
@@ -207,35 +229,63 @@ class Run:
     def steps(self):
         """
         The steps still to do. The trainer does one for each that is yielded; what stands behind the yield
-        runs when it asks for the next: show the metrics, now and then add a row to the table and save. Ctrl-C
-        saves too, and ends the program.
+        runs when it asks for the next: show the metrics, now and then add a row to the table, and save.
+        Ctrl-C, SIGTERM and SIGHUP save too, and end the program.
         """
-        args, ctrl_c, is_first = self.args, catch_ctrl_c(), self.args.rank == 0
-        if is_first:                                # the others only learn: one that writes is enough
-            open_folder(args.out, *([] if args.resume else [f"{self.name}.pt", f"{self.name}.csv"]))
+        args, heard = self.args, catch_signals()
+        if args.rank == 0:                                  # the other processes learn, and write nothing
+            self.take_folder()
             print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
         steps = range(self.start, args.steps)
         bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1,
-                   disable=not is_first)
+                   disable=args.rank > 0)
         for step in bar:
             yield step
             done = step + 1
             first_three = list(self.metrics.items())[:3]
             bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
-            stopped, = mean_over_processes([float(ctrl_c.is_set())])
-            if is_first and (done % args.log_every == 0 or done == args.steps):
+            self.check_finite(done, bar)
+            is_row = done % args.log_every == 0 or done == args.steps
+            stop, = mean_over_processes([float(len(heard))])
+            if args.rank == 0 and is_row:
                 self.log(done, bar)
+            if args.rank == 0 and (is_row or stop or time.monotonic() - self.saved_at > SAVE_EVERY):
                 self.save(done)
-            if stopped:
+            if stop:
                 bar.close()
-                if is_first:
-                    self.save(done)
+                if args.rank == 0:
                     print(f"stopped at step {done}; to go on, run the same script with --resume "
                           f"--out {args.out}")
-                raise SystemExit(130)
-        if is_first:
+                raise SystemExit(128 + (heard or [signal.SIGINT])[0])
+        mean_over_processes([0.0])                          # no process ends before all is written
+        if args.rank == 0:
             print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
-        mean_over_processes([0.0])                  # no process ends before what it learnt is written
+
+    @property
+    def path(self):
+        return os.path.join(self.args.out, self.name)
+
+    def take_folder(self):
+        """Keep other runs out of --out, and put what earlier ones left there in order."""
+        open_folder(self.args.out)
+        self.lock = lock_folder(self.args.out)
+        for temporary in glob.glob(f"{glob.escape(self.path)}.*.tmp") if self.lock else []:
+            os.remove(temporary)            # of a run that was killed: with the lock, there is no other
+        if self.saved is None:
+            init = os.path.realpath(self.args.init or "")
+            aside = set_aside(f"{self.path}.pt")
+            if aside and init == os.path.realpath(f"{self.path}.pt"):
+                self.args.init = aside      # it may be read again
+            set_aside(f"{self.path}.csv")
+        elif self.table:                    # the run may have been killed before it wrote it
+            save_table(f"{self.path}.csv", self.table)
+
+    def check_finite(self, done, bar):
+        """End a run that has diverged, before any of it is saved."""
+        if not (math.isfinite(self.metrics.get("loss", 0.0)) and is_finite(self.model)):
+            bar.close()
+            kept = f"{self.path}.pt holds step {self.saved}" if self.saved else "nothing had been saved yet"
+            fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
 
     def log(self, done, bar):
         """Add a row to the table, and show it, with a sample."""
@@ -261,8 +311,8 @@ class Run:
         return accuracy | {"value_auc": value_auc(self.model, *self.states)}
 
     def save(self, done):
-        path = os.path.join(self.args.out, self.name)
-        save_checkpoint(f"{path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,
+        save_checkpoint(f"{self.path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,
                         flops=self.flops, table=self.table, flags=vars(self.args))
+        self.saved, self.saved_at = done, time.monotonic()
         if self.table:
-            save_table(f"{path}.csv", self.table)
+            save_table(f"{self.path}.csv", self.table)

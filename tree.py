@@ -107,10 +107,13 @@ class Search:
         No score of what can still be found below a node is higher: the probability of its likeliest open
         path.
         """
-        if node.closed:
-            return 0.0
-        own = node.path * math.exp(-node.branches[0].cost) if node.branches else 0.0
-        return max([own, *map(self.bound, node.children)])
+        best, waiting = 0.0, [node]         # no recursion: paths may have thousands of lines
+        while waiting:
+            node = waiting.pop()
+            if node.branches and not node.closed:
+                best = max(best, node.path * math.exp(-node.branches[0].cost))
+            waiting += [] if node.closed else node.children
+        return best
 
     def completion(self, node):
         return decode(node.ids[len(self.prompt):-1 if node.finished else None])
@@ -161,7 +164,9 @@ class Line:
 def write_lines(model, store, searches, nodes, branches):
     """Write each line greedily to its end. One batch for all: a list of Line."""
     texts = [node.ids + branch.begun for node, branch in zip(nodes, branches)]
-    limits = [min(search.room, search.budget.left - 1) for search in searches]     # the branch's token counts
+    readable = model.config.block_size - max(map(len, texts)) - 1
+    # The branch's token counts
+    limits = [min(search.room, search.budget.left - 1, readable) for search in searches]
     cache = store.load(model, [branch.slots for branch in branches])
     samples = generate(model, texts, limits, 0.0, STOPS, n_top=3, read_last=True, cache=cache)
     new = samples.completions()
@@ -191,6 +196,8 @@ def expand(model, store, searches, nodes):
             search.budget.spend(len(line.new), read=1)
         add_branches(node, branch, line)
         children.append(add_child(search, node, branch, line))
+        if children[-1] and len(children[-1].ids) + search.room + 2 > model.config.block_size:
+            children[-1].closed = True      # the model could not read one more line behind it
     return children
 
 
@@ -231,7 +238,7 @@ def roll_out(model, store, searches, children, generator):
     (Coulom 2006).
     """
     pairs = [(search, child) for search, child in zip(searches, children)
-             if child and not child.finished and search.budget.left > 0]
+             if child and not child.closed and search.budget.left > 0]
     if not pairs:
         return
     limits = [min(search.room, search.budget.left) for search, _ in pairs]

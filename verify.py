@@ -13,7 +13,6 @@ The verifier is safe to hand anything a model can write: nothing is ever passed 
 matched by a regular expression that backtracks a bounded amount or walked through once, and time is linear in
 the text.
 """
-import argparse
 import hashlib
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tiktoken
+from tqdm import tqdm
 
 import countdown
 import expression
@@ -114,13 +114,19 @@ def split_of(problem):
     return {0: "test", 1: "validation"}.get(int.from_bytes(digest, "big") % 10, "train")
 
 
-def make_problems(task, level, n, rng, split="train", targets=None, progress=1.0):
-    """n problems of one split, each with a worked solution: two lists. targets, progress: see Task.draw."""
+def make_problems(task, level, n, rng, split="train", targets=None, progress=1.0, bar=None):
+    """
+    n problems of one split, each with a worked solution: two lists. targets, progress: see Task.draw; bar:
+    one of tqdm, which is told of each problem.
+    """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: there are {', '.join(SPLITS)}")
 
     def accept(problem):
-        return split_of(problem) == split
+        is_good = split_of(problem) == split
+        if bar is not None and is_good:
+            bar.update()
+        return is_good
 
     return get_task(task, level).draw(level, n, rng, accept, progress, targets)
 
@@ -133,9 +139,10 @@ def make_problem(task, level, rng, split="train", targets=None):
 def held_out_problems(task, level, n, split="test"):
     """The problems that every script measures on: the first n of an endless list, drawn in blocks of 200."""
     problems = []
-    while len(problems) < n:
-        rng = np.random.default_rng([HELD_OUT_SEED, len(problems) // 200])
-        problems += make_problems(task, level, 200, rng, split)[0]
+    with tqdm(total=-(-n // 200) * 200, desc="problems", delay=1, leave=False) as bar:  # slow at level 6
+        while len(problems) < n:
+            rng = np.random.default_rng([HELD_OUT_SEED, len(problems) // 200])
+            problems += make_problems(task, level, 200, rng, split, bar=bar)[0]
     return problems[:n]
 
 
@@ -292,8 +299,9 @@ CHEATS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description="A tour of the tasks and of their verifier.")
-    parser.add_argument("--seed", type=int, default=0, help="which problems to show (default 0)")
+    from common import Parser               # not above: common needs this file
+    parser = Parser(description="A tour of the tasks and of their verifier.")
+    parser.shared("--seed")
     rng = np.random.default_rng(parser.parse_args().seed)
     for name, task in TASKS.items():
         problem = make_problem(name, task.default_level, rng)

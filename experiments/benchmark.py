@@ -11,9 +11,11 @@ import math
 import statistics
 import time
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, choose_device, positive, run_script, whole
+
 import torch
 
-from common import Parser, choose_device, positive, run_script
 from model import GPT, GPTConfig, flops_per_token, to_device
 from sample import generate, sample_token
 
@@ -116,9 +118,9 @@ def measure(found, prompts, args, device):
 
 def parse_args():
     parser = Parser(description="Tokens a second, by batch size and depth.")
-    parser.add_argument("--batch-sizes", nargs="+", type=positive, metavar="N",
+    parser.add_argument("--batch-sizes", nargs="+", type=whole(1, 10 ** 6), metavar="N",
                         help="rows sampled together (default 1 16 256 1024, on CUDA 4096 too)")
-    parser.add_argument("--depths", nargs="+", type=positive, default=[3], metavar="N",
+    parser.add_argument("--depths", nargs="+", type=whole(1, 32), default=[3], metavar="N",
                         help="sizes of the model (default 3)")
     parser.add_argument("--prompt-tokens", type=positive, default=13, metavar="N",
                         help="tokens of each prompt, all prompts different (default 13)")

@@ -13,6 +13,9 @@ All flags and methods of search.py work here too. More of them, for a model that
 """
 from dataclasses import replace
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import choose_device, run_script
+
 import torch
 import torch.nn.functional as F
 
@@ -20,7 +23,6 @@ import best_of_n
 import search
 from best_of_n import sample_n, vote
 from budget import Budget, Result
-from common import choose_device, run_script
 from model import load_checkpoint
 from sample import for_inference, generate, pad
 from search import Method

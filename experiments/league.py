@@ -19,6 +19,7 @@ tokens a problem, once by what the model itself thinks of its solutions and once
 finished ones only. The best of several methods is a little better than it would be on other problems, in all
 rows. The heuristic search without a model stands at the end, to compare with.
 """
+import csv
 import os
 import shlex
 import subprocess
@@ -26,7 +27,8 @@ import sys
 
 from tqdm import tqdm
 
-from common import Parser, count, open_folder, positive, read_table, run_script, save_table, write_whole
+from common import (Parser, fail, open_folder, positive, read_table, run_script, save_table, stop_signals,
+                    whole, write_whole)
 from metrics import wilson
 from verify import TASKS
 
@@ -69,6 +71,12 @@ VERIFIED = ["best-of-n (verifier)", "mcts (verifier)"]
 ALONE = ["greedy", "single sample (best T)", "heuristic"]
 HEURISTIC = "no model: heuristic"
 BUDGETS = 256, 1024
+STOPPED = stop_signals()
+# The columns of league.csv
+BEST = [f"{kind}{budget}" for kind in ("own", "verified", "heuristic") for budget in BUDGETS]
+WHOLE = ["level", "seed", "problems"]
+NUMBERS = ["train_flops", "greedy", "sampled", "pass16", "value_auc", "tokens_greedy", "single_best_t", *BEST]
+TEXTS = ["row", "hypothesis", *(f"{key}_method" for key in BEST)]
 
 
 def run(command, log, **names):
@@ -82,13 +90,18 @@ def run(command, log, **names):
         file.flush()
         environment = os.environ | {"PYTHONPATH": ROOT}
         script = words if words[0] == "-m" else [os.path.join(ROOT, words[0]), *words[1:]]
-        done = subprocess.run([sys.executable, *script], stdout=file, stderr=file, env=environment)
-    status = done.returncode
-    if status in (-2, 130):
-        raise KeyboardInterrupt
+        child = subprocess.Popen([sys.executable, *script], stdout=file, stderr=file, env=environment)
+        try:
+            status = child.wait()
+        except BaseException:               # a signal: no child is left behind, and it may save
+            child.terminate()
+            child.wait()
+            raise
+    signum = -status if status < 0 else status - 128
+    if signum in STOPPED:
+        raise SystemExit(128 + signum)
     if status:
-        print(f"league.py: error: python {shlex.join(words)} failed, see {log}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"python {shlex.join(words)} failed, see {log}")
 
 
 def make_row(name, seed, args):
@@ -199,7 +212,8 @@ def markdown(table):
 
 def parse_args():
     parser = Parser(description="Run every hypothesis from one base at equal training FLOPs.")
-    parser.add_argument("--seeds", nargs="+", type=count, metavar="N", help="default 0 1 2; with --quick 0")
+    parser.add_argument("--seeds", nargs="+", type=whole(0, 10 ** 9), metavar="N",
+                        help="default 0 1 2; with --quick 0")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW",
                         help=f"default: all of {', '.join(ROWS)}")
     parser.add_argument("--level", type=int, choices=[3, 4, 5, 6], default=3,
@@ -224,14 +238,30 @@ def parse_args():
     return parser, args
 
 
+def read_league(path):
+    """The rows that are there already. ValueError if they are none that make_row has made."""
+    try:
+        table = read_table(path)
+        for row in table:
+            if set(row) != {*WHOLE, *NUMBERS, *TEXTS} or None in row.values():
+                raise ValueError("other columns")
+            for key in WHOLE:
+                int(row[key])
+            for key in NUMBERS:
+                float(row[key])
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is not a table that the league wrote: name another folder with "
+                         "--results") from None
+    return table
+
+
 def main():
     parser, args = parse_args()
     path = os.path.join(args.results, "league.csv")
     for folder in (args.out, args.results):
         open_folder(folder)
-    table = read_table(path)
-    if any("level" not in row or "row" not in row for row in table):
-        parser.error(f"{path} is not a table that the league wrote: name another folder with --results")
+    with parser.errors():
+        table = read_league(path)
     if any(int(row["level"]) != args.level for row in table):
         parser.error(f"{path} is not a league of --level {args.level}: name another folder with --results")
     done = {(row["row"], int(row["seed"])) for row in table}

@@ -5,9 +5,12 @@ Draw the league table.
 """
 import os
 
+# First, so that Ctrl-C while matplotlib is imported ends quietly
+from common import Parser, fail, run_script
+
 import matplotlib.pyplot as plt
 
-from plot import Parser, fail, means, read, save_figure
+from plot import means, read, save_figure
 
 LEAGUE = {                                  # what is drawn: (column, colour, marker)
     "single sample": ("sampled", "tab:orange", "o"),
@@ -53,11 +56,9 @@ def main():
         figure, axis = plt.subplots(figsize=(12, height), layout="constrained")
         draw_league(axis, rows)
         save_figure(figure, os.path.splitext(args.table)[0] + ".png")
-    except OSError as error:
-        fail(f"{error.filename or args.table}: {error.strerror}")
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         fail(f"{args.table} is not a table that experiments/league.py wrote ({error})")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,11 +13,13 @@ here too.
 import os
 from functools import lru_cache
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import between, positive, run_script
+
 import torch
 import torch.nn.functional as F
 
 import train_rl
-from common import between, positive, run_script
 from model import load_checkpoint
 from train_rl import (clipped_loss, lambda_sums, forward, forward_all, last_tokens, policy_gradient_loss,
                       reinforce_advantages)

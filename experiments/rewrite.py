@@ -30,11 +30,13 @@ written.
 import os
 from collections import defaultdict
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, choose_device, open_folder, run_script, whole
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, choose_device, open_folder, positive, run_script
 from model import flops_per_token, load_checkpoint
 from sample import generate
 from traces import read_traces, standing_lines, without_verdict, write_traces
@@ -212,7 +214,7 @@ def parse_args():
                         help="what to write of them (default attempts: as they are)")
     parser.add_argument("--label", default="given", choices=["given", "rollouts", "exact"],
                         help="what the value head is to learn at each line (default given)")
-    parser.add_argument("--samples", type=positive, default=8, metavar="N",
+    parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="samples for each continuation or label (default 8)")
     parser.shared("--init", "--device", "--seed", init="out/sft.pt")
     return parser, parser.parse_args()
@@ -228,6 +230,7 @@ def main():
         if args.write == "continuations" or args.label == "rollouts":
             model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
             max_tokens = checkpoint["flags"].get("max_tokens", max_tokens)
+            read_traces(args.data, model.config.block_size - max_tokens)        # what is sampled fits behind
     open_folder(*os.path.split(args.save))
     rng, n_tokens = np.random.default_rng([args.seed, 3]), 0
     flops = sum(trace.get("flops", 0) for trace in traces)

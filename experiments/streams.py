@@ -12,14 +12,16 @@ a step keeps what can be solved solvable, by how many numbers are left.
 import os
 from collections import Counter
 
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, open_folder, positive, run_script, save_table
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, between, open_folder, positive, run_script, save_table
 from metrics import wilson
 from sample import generate
-from search import load_model
+from search import check_room, load_model
 from streams import SEEN_TARGETS, UNSEEN_TARGETS
 from verify import EOS, HELD_OUT_SEED, TASKS, Step, decode, encode, is_correct, make_problems, n_kept
 
@@ -114,6 +116,8 @@ def main():
             rng = np.random.default_rng([HELD_OUT_SEED, 1])
             allowed = SEEN_TARGETS if targets == "seen" else UNSEEN_TARGETS
             problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, allowed)
+            with parser.errors():
+                check_room(model, problems, args.max_tokens)
             streams = sample_streams(model, problems, args.max_tokens, temperature, args.seed)
             about = {"checkpoint": args.init, "seed": args.seed, "temperature": temperature,
                      "targets": targets}

@@ -3,6 +3,7 @@ import csv
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -35,12 +36,14 @@ def run(script, *flags):
 
 def run_here(script, *flags):
     """
-    In this process, which saves the two seconds of importing torch. Not for training: a trainer listens to
-    Ctrl-C.
+    In this process, which saves the two seconds of importing torch. What a script does about signals is
+    undone.
     """
     out, err, status = io.StringIO(), io.StringIO(), 0
     argv = [os.path.join(ROOT, script), *map(str, flags)]
     with ExitStack() as stack:
+        for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            stack.callback(signal.signal, signum, signal.getsignal(signum))
         for table in TABLES:
             stack.enter_context(patch.dict(table))
         ignore = warnings.catch_warnings(action="ignore")               # that a module was imported before

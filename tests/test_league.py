@@ -176,8 +176,9 @@ def test_folders_may_have_spaces(monkeypatch, tmp_path):
     kept = []
 
     class Done:
-        returncode = 0
-    monkeypatch.setattr(league.subprocess, "run", lambda words, **others: kept.append(words) or Done)
+        def wait(self):
+            return 0
+    monkeypatch.setattr(league.subprocess, "Popen", lambda words, **others: kept.append(words) or Done())
     league.run(league.SEARCH, str(tmp_path / "log.txt"), **NAMES)
     assert kept[0][1] == os.path.join(ROOT, "search.py") and "o u t/found1.jsonl" in kept[0]
     assert "mcts (verifier)" in kept[0]

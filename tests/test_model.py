@@ -247,3 +247,10 @@ def test_checkpoint_moves_between_devices(tmp_path):
     save_checkpoint(tmp_path / "a.pt", model.cuda())
     loaded, _ = load_checkpoint(tmp_path / "a.pt", "cpu")
     assert same_weights(model, loaded)
+
+
+def test_sharpness_grows_with_the_logarithm_of_what_is_seen_for_queries_only():
+    sharpness = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)).sharpness[:, 0, :, 0]        # (block_size, 3)
+    torch.testing.assert_close(sharpness[:64, :2], torch.full((64, 2), 1.4))
+    torch.testing.assert_close(sharpness[[511, 4095], :2], torch.tensor([[2.1, 2.1], [2.8, 2.8]]))
+    assert (sharpness[:, 2] == 1).all()

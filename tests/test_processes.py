@@ -12,7 +12,7 @@ import torch
 
 import trainer
 from model import GPT, GPTConfig, load_checkpoint
-from scripts import ROOT, TINY_SFT, table
+from scripts import ROOT, TINY_SFT, run, table
 from train_sft import Example, gradient, make_batch, make_parser
 
 RNG = random.Random(0)
@@ -65,6 +65,10 @@ def test_a_run_of_two_is_written_once_and_can_be_resumed(tmp_path):
     assert [row["step"] for row in table(tmp_path / "a" / "sft.csv")] == ["10", "20"]
     model, checkpoint = load_checkpoint(tmp_path / "a" / "sft.pt")
     assert checkpoint["flags"]["processes"] == 2 and int(table(tmp_path / "a" / "sft.csv")[-1]["tokens"]) > 0
+    done = run("train_sft.py", "--resume", "--out", tmp_path / "a")
+    assert done.returncode == 2 and "was begun by 2 processes" in done.stderr
+    done = processes("train_sft.py", "--resume", "--out", tmp_path / "a")
+    assert done.returncode == 0 and done.stdout.count("wrote ") == 1, done.stderr
     done = processes("train_rl.py", "--init", tmp_path / "a" / "sft.pt", "--steps", 2, "--prompts", 4,
                      "--samples", 2, "--log-every", 1, "--log-problems", 10, "--test-problems", 10,
                      "--out", tmp_path / "b")

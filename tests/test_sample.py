@@ -428,7 +428,7 @@ class Lint(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype, temperature, n_top, most", [
-    (None, 1.0, 0, 94), (None, 0.7, 3, 99), (torch.bfloat16, 1.0, 0, 99), (torch.bfloat16, 0.0, 3, 98)])
+    (None, 1.0, 0, 96), (None, 0.7, 3, 101), (torch.bfloat16, 1.0, 0, 101), (torch.bfloat16, 0.0, 3, 100)])
 @torch.no_grad()
 def test_a_step_never_waits_for_the_device_and_has_few_kernels(dtype, temperature, n_top, most):
     """The default model. Each kernel costs some microseconds on a GPU, however small it is."""
