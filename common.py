@@ -265,15 +265,20 @@ def open_folder(folder, *names):
 
 
 def set_aside(path):
-    """Rename what an earlier run left under a path, sft.pt to sft.old.pt; returns the new name, if any."""
+    """
+    Rename what an earlier run left under a path, sft.pt to sft.old.pt, or sft.old2.pt if there is one, and so
+    on; returns the new name, if any.
+    """
     check_plain(path)
     target = os.path.realpath(path)
     if not os.path.exists(target):
         return None
     stem, extension = os.path.splitext(target)
-    os.replace(target, f"{stem}.old{extension}")
-    print(f"{path} is of an earlier run: it is {stem}.old{extension} now")
-    return f"{stem}.old{extension}"
+    names = (f"{stem}.old{n}{extension}" for n in ["", *range(2, 10 ** 6)])
+    aside = next(name for name in names if not os.path.exists(name))
+    os.rename(target, aside)
+    print(f"{path} is of an earlier run: it is {aside} now")
+    return aside
 
 
 def lock_folder(folder):

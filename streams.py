@@ -24,8 +24,6 @@ and of a first opening that leads nowhere, only what follows from the choice is 
 numbers left, and that it goes back. Now and then a try is a slip, a line that is wrong, and only that it goes
 back is imitated.
 """
-import numpy as np
-
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: no stream is trained on them

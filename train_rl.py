@@ -21,8 +21,9 @@ pass@16 falls. What slows that fall is to go on imitating worked solutions besid
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
 2025); groups that are all right or all wrong are dropped (DAPO, Yu et al. 2025), by the filter only those
 that are all wrong; the critic's targets are the outcomes themselves, lambda = 1, and only the policy's lambda
-is lower (VC-PPO, Yuan et al. 2025); discount 1. The value head, too, learns only from groups that were not
-dropped, so it predicts success on problems that are neither too easy nor too hard.
+is lower (VC-PPO, Yuan et al. 2025); discount 1, but for streams (see `discounted`). The value head, too,
+learns only from groups that were not dropped, so it predicts success on problems that are neither too easy
+nor too hard.
 """
 import math
 import os
@@ -119,14 +120,15 @@ def rollout(model, args, step, seconds):
     batch["rewards"] = torch.tensor(rewards, dtype=samples.values.dtype, device=device)
     if args.half_life:
         with clock(seconds, "verifying"):
-            mark_attempts(batch, [problem for problem in problems for _ in range(args.samples)], samples)
+            of_rows = [problem for problem in problems for _ in range(args.samples)]
+            mark_attempts(batch, of_rows, samples, args.streams)
     return batch, demos
 
 
-def mark_attempts(batch, problems, samples):
+def mark_attempts(batch, problems, samples, streams=True):
     """
     Add "begins" (B, T), which tokens begin an attempt: the first, and each behind a return to the problem;
-    and "goes_on" (B,), which streams were cut off while nothing was lost yet.
+    and "goes_on" (B,), which samples are streams that were cut off while nothing was lost yet.
     """
     begins, goes_on = [], []
     for problem, ids, ended in zip(problems, samples.completions(), samples.finished((EOS,))):
@@ -134,7 +136,7 @@ def mark_attempts(batch, problems, samples):
         ends = [i for i, token in enumerate(ids) if token == NEWLINE]
         first = {0} | {ends[line] + 1 for line in read.anew}
         begins += [i in first for i in range(len(ids))]
-        goes_on.append(ended is None and not read.fault)
+        goes_on.append(streams and ended is None and not read.fault)
     batch["begins"] = torch.zeros_like(batch["action"])
     batch["begins"][batch["action"]] = torch.tensor(begins, device=batch["action"].device)
     batch["goes_on"] = torch.tensor(goes_on, device=batch["action"].device)
@@ -197,10 +199,11 @@ def discounted(batch, args):
     decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
     position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
     to_the_end = decay ** (position[:, -1:] - position)
-    at_begins = rewards * to_the_end * begins
-    total, n = (x.reshape(-1, args.samples * x.size(1)).sum(1) for x in (at_begins, begins))
-    anew = (total / n).repeat_interleave(args.samples)[:, None]         # (B, 1)
-    at_the_end = anew.where(batch["goes_on"][:, None], rewards)
+    # The mean over all beginnings, anew, of what is to come: where a stream was cut off, that is anew again
+    goes_on = batch["goes_on"][:, None]
+    known = sum_of_groups(rewards * to_the_end * begins, args)
+    anew = known / (sum_of_groups(begins, args) - sum_of_groups(goes_on * to_the_end * begins, args))
+    at_the_end = anew.where(goes_on, rewards)                           # (B, 1)
     # Where the next attempt begins: the smallest such position on the right
     later = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
     later = later.flip(1).cummin(1).values.flip(1)
@@ -215,20 +218,23 @@ def filter_advantages(batch, args):
     The return. The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are
     right: to imitate one's own right answers is a policy gradient without a baseline.
     """
-    return batch["returns"]
+    return batch["returns"] * (batch["rewards"] > 0)[:, None]
 
 
 def reinforce_advantages(batch, args):
     """
     The reward less the mean reward of the problem's samples, for every token of a completion. With a
-    --half-life, the return less its mean over all tokens of these samples: a token is credited with what came
-    behind it, and soon. Of a stream in which the fifth attempt succeeds, the first four are blamed.
+    --half-life, the return less its mean over all tokens of these samples. Of a stream in which the fifth
+    attempt succeeds, the first four are blamed.
     """
-    returns, n_groups = batch["returns"], len(batch["returns"]) // args.samples
+    returns = batch["returns"]
     counted = batch["action"] if args.half_life else last_tokens(batch["action"])
-    total = (returns * counted).reshape(n_groups, -1).sum(1)
-    mean = total / counted.reshape(n_groups, -1).sum(1)                 # (B / samples,)
-    return returns - mean.repeat_interleave(args.samples)[:, None]
+    return returns - sum_of_groups(returns * counted, args) / sum_of_groups(counted, args)
+
+
+def sum_of_groups(x, args):
+    """The sum of x (B, T) over all tokens of a problem's samples: (B, 1)."""
+    return x.reshape(-1, args.samples * x.size(1)).sum(1).repeat_interleave(args.samples)[:, None]
 
 
 def gae_advantages(batch, args):
@@ -238,7 +244,7 @@ def gae_advantages(batch, args):
     """
     values, action = batch["old_values"].sigmoid(), batch["action"]
     gamma = 0.5 ** (1 / args.half_life) if args.half_life else 1.0
-    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(action), batch["rewards"][:, None])
+    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(action), batch["returns"])
     return lambda_sums(after - values, action, gamma * args.lam)
 
 
@@ -303,7 +309,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     batch["returns"] = discounted(batch, args)
     batch["advantages"] = ADVANTAGES[args.algo](batch, args) * batch["action"]
-    generator = torch.Generator().manual_seed(seed)
+    generator, grad_norm = torch.Generator().manual_seed(seed), 0.0
     for _ in range(args.epochs):
         order = torch.randperm(len(batch["idx"]), generator=generator)
         for rows in order.to(batch["idx"].device).tensor_split(args.minibatches):
@@ -313,6 +319,8 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
             # each token weighs the same. Were it divided by the length of each completion, a long wrong one
             # would be penalised less per token, and wrong answers would grow (Dr. GRPO).
             n_tokens, = mean_over_processes([minibatch["action"].sum().item()])
+            if not n_tokens:                # fewer rows than minibatches
+                continue
             for _, part in by_length(minibatch):                            # does not change the result
                 loss, measured = losses(model, part, args)
                 (loss * part["action"]).sum().div(n_tokens).backward()
@@ -351,6 +359,8 @@ def imitate(model, demos, coef):
 def explained_variance(batch, values):
     """How much of the returns' variance the old values explain: 1 is all, 0 is none."""
     action = batch["action"]
+    if not action.any():                    # of a process that kept no group
+        return 0.0
     returns, predicted = batch["returns"][action], values.sigmoid()[action]
     return 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
 
@@ -381,7 +391,7 @@ def train(args, run):
                 with clock(seconds, "learning"):
                     seed = 1000 * args.seed + step
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
-            count_tokens(run, args, batch, kept, demos)
+            count_tokens(run, args, batch, kept, demos, learnt=n_useful > 0)
             mixed = is_mixed(rewards, args.samples)
             metrics = {"reward": rewards.mean().item(), "mixed": mixed.float().mean().item(),
                        "length": n_new / len(rewards), **metrics}
@@ -389,12 +399,12 @@ def train(args, run):
     return seconds
 
 
-def count_tokens(run, args, batch, kept, demos):
+def count_tokens(run, args, batch, kept, demos, learnt):
     """What a step cost: prompts are read once for all their samples."""
     prompt_lengths = batch["action"].int().argmax(1) + 1                # (B,)
     n_read = prompt_lengths[::args.samples].sum().item()
     n_new, n_kept = batch["action"].sum().item(), (kept["idx"] != PAD).sum().item()
-    n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and n_kept else 0
+    n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and learnt else 0
     n_old = n_kept if LOSSES[args.algo] is clipped_loss else 0          # the log-probs of the old policy
     n_learnt = args.epochs * (n_kept + args.minibatches * n_demo)
     lengths = (batch["idx"] != PAD).sum(1).float()                      # a long text has long contexts
@@ -432,7 +442,7 @@ def main(parser=None):
     with parser.errors():
         run = Run("rl", args, *begin(args))
     seconds = train(args, run)
-    if args.profile and seconds:
+    if args.profile and seconds and args.rank == 0:
         n_steps, total = args.steps - run.start, seconds["all"]
         parts = [f"{1000 * t / n_steps:.0f} ms {name} ({100 * t / total:.0f} %)"
                  for name, t in seconds.most_common()]

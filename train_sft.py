@@ -364,7 +364,8 @@ def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
     of_streams = args.streams and not traces
     args.batch_size = args.batch_size or (96 if of_streams else 64)
-    share_of(args.batch_size, args, "--batch-size")                     # or say why not
+    if share_of(args.batch_size, args, "--batch-size") < streams.PIECES and of_streams:
+        raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.PIECES} for each process")
     n_all = -(-len(traces) // args.batch_size)
     args.steps = args.steps or (n_all if traces else 10_000 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3

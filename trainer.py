@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import time
+from datetime import timedelta
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import catch_signals, fail, lock_folder, open_folder, positive, save_table, set_aside
+from common import (catch_signals, choose_device, fail, lock_folder, open_folder, positive, save_table,
+                    set_aside)
 from metrics import evaluate, evaluate_streams, value_auc
 from model import flops_per_token, is_finite, load_checkpoint, save_checkpoint
 from optim import make_optimizers
@@ -54,7 +56,7 @@ def load_stopped(name, args, device):
     step, steps = checkpoint["step"], checkpoint["flags"].get("steps") or 0
     if not 0 < step <= steps:
         raise ValueError(f"{path} is damaged: it is at step {step} of {steps}")
-    different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
+    different = sorted((set(checkpoint["flags"]) ^ set(vars(args))) - {"rank", "processes"})
     if different:
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
@@ -114,10 +116,12 @@ def by_length(batch, n_tokens=AT_ONCE):
 
 def join_processes(args):
     """Note in args which process this is, and of how many."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if torch.cuda.is_available():
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        if choose_device(args.device).type == "cuda":
+            if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+                raise ValueError("more processes than CUDA devices: use fewer, or --device cpu")
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group()
+        dist.init_process_group(timeout=timedelta(hours=3))             # measuring takes its time
         atexit.register(dist.destroy_process_group)
     args.rank, args.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -136,8 +140,9 @@ def mean_over_processes(numbers):
     tensor = torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
     try:
         dist.all_reduce(tensor)
-    except RuntimeError:
-        raise SystemExit("another process of this run has ended: so does this one") from None
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise SystemExit(f"the processes of this run have lost each other: {reason}") from None
     tensor /= dist.get_world_size()
     return tensor if tensor is numbers else tensor.tolist()
 
@@ -233,6 +238,7 @@ class Run:
         Ctrl-C, SIGTERM and SIGHUP save too, and end the program.
         """
         args, heard = self.args, catch_signals()
+        mean_over_processes([0.0])                          # by now all have read what --init names
         if args.rank == 0:                                  # the other processes learn, and write nothing
             self.take_folder()
             print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
@@ -253,11 +259,12 @@ class Run:
                 self.save(done)
             if stop:
                 bar.close()
+                mean_over_processes([0.0])                  # no process ends before all is written
                 if args.rank == 0:
                     print(f"stopped at step {done}; to go on, run the same script with --resume "
                           f"--out {args.out}")
                 raise SystemExit(128 + (heard or [signal.SIGINT])[0])
-        mean_over_processes([0.0])                          # no process ends before all is written
+        mean_over_processes([0.0])
         if args.rank == 0:
             print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
 
@@ -284,6 +291,8 @@ class Run:
         """End a run that has diverged, before any of it is saved."""
         if not (math.isfinite(self.metrics.get("loss", 0.0)) and is_finite(self.model)):
             bar.close()
+            if self.args.rank > 0:
+                raise SystemExit(2)
             kept = f"{self.path}.pt holds step {self.saved}" if self.saved else "nothing had been saved yet"
             fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
 

@@ -25,7 +25,7 @@ import trainer
 import tree
 import verify
 from budget import Settings
-from common import open_folder, save_table, write_whole
+from common import open_folder, save_table, set_aside, write_whole
 from experiments import league
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from scripts import ROOT, command, run_here, table, tiny_base
@@ -340,6 +340,15 @@ def test_without_locks_a_run_does_without(monkeypatch, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------
 # Going on
+
+def test_nothing_that_was_set_aside_is_overwritten(tmp_path):
+    path = tmp_path / "sft.pt"
+    assert set_aside(path) is None
+    for text, name in (("a", "sft.old.pt"), ("b", "sft.old2.pt"), ("c", "sft.old3.pt")):
+        path.write_text(text)
+        assert set_aside(path) == str(tmp_path / name) and not path.exists()
+    assert [(tmp_path / f"sft.old{n}.pt").read_text() for n in ("", 2, 3)] == ["a", "b", "c"]
+
 
 def test_what_an_earlier_run_left_is_set_aside(monkeypatch, capsys, base, tmp_path):
     """--resume once went on with an older run, where the new one had been killed before its first save."""

@@ -41,7 +41,8 @@ def random_model(seed=0):
 def advantages_of(algo, rewards, values, action, **flags):
     """values are probabilities; what learn multiplies with the action mask."""
     batch = {"rewards": rewards, "old_values": values.logit(), "action": action,
-             "begins": action & (action.cumsum(1) == 1), "goes_on": torch.zeros(len(action), dtype=torch.bool)}
+             "begins": action & (action.cumsum(1) == 1),
+             "goes_on": torch.zeros(len(action), dtype=torch.bool)}
     args = with_flags(algo=algo, **flags)
     batch["returns"] = discounted(batch, args)
     return ADVANTAGES[algo](batch, args) * action
@@ -75,14 +76,15 @@ def test_a_reward_is_worth_half_a_half_life_later():
 
 
 def test_an_attempt_is_credited_with_its_own_success():
-    """Two streams: three attempts, of which the third succeeds; two, of which the second is cut off or lost."""
+    """Two streams: three attempts, of which the third succeeds; two, the second of them cut off or lost."""
     action = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]]).bool()
     begins = torch.tensor([[0, 1, 0, 1, 1, 0, 0], [0, 1, 0, 1, 0, 0, 0]]).bool()
     for cut in (False, True):
         batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 7), "action": action,
                  "begins": begins, "goes_on": torch.tensor([False, cut])}
         returns = discounted(batch, with_flags(half_life=1, samples=2))
-        anew = (1 / 32 + 1 / 8 + 1 / 4) / 5                         # at five beginnings, three before success
+        # At five beginnings, three before success; two, 3 and 1 tokens before a cut, go on with the same
+        anew = (1 / 32 + 1 / 8 + 1 / 4) / (5 - cut * (1 / 8 + 1 / 2))
         end = anew if cut else 0.0
         expected = [[anew / 4, anew / 2, anew / 2, 1 / 4, 1 / 2, 1], [anew / 4, anew / 2, end / 2, end]]
         for row, values in enumerate(expected):
@@ -381,6 +383,17 @@ def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_ch
     logprobs, _, _ = forward(model, demos)
     (-0.5 * logprobs[demos["imitate"]].mean()).backward()
     torch.testing.assert_close(model.lm_head.weight.grad, gradient)
+
+
+def test_a_process_without_a_useful_group_learns_nothing_by_itself():
+    """Others may have one, and wait for it to take part in the step."""
+    for algo in ADVANTAGES:
+        for half_life in (None, 8):
+            model, args = random_model(), with_flags(algo=algo, half_life=half_life, max_tokens=9)
+            batch, _ = rollout(model, args, 7, Counter())
+            none = {key: column[:0] for key, column in batch.items()}
+            metrics = train_rl.learn(model, make_optimizers(model, 1e-3), none, None, args, 1e-3, seed=0)
+            assert metrics["explained_variance"] == 0 and all(w.grad is None for w in model.parameters())
 
 
 def test_entropy_bonus_raises_the_entropy():

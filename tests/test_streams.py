@@ -170,6 +170,12 @@ def test_streams_go_through_all_scripts(tmp_path):
     assert done.returncode == 2 and "with a model of streams there are" in done.stderr
 
 
+def test_streams_need_enough_of_a_batch(tmp_path):
+    done = run_here("train_sft.py", "--streams", "--level", 4, "--batch-size", 4, "--out", tmp_path)
+    assert done.returncode == 2 and "--batch-size 4: streams need 6" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flags", [["--task", "expression"], ["--level", 2]])
 def test_streams_need_steps_to_list(flags, tmp_path):
     done = run_here("train_sft.py", "--streams", *flags, "--out", tmp_path)
