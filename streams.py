@@ -24,6 +24,8 @@ and of a first opening that leads nowhere, only what follows from the choice is 
 numbers left, and that it goes back. Now and then a try is a slip, a line that is wrong, and only that it goes
 back is imitated.
 """
+import math
+
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: no stream is trained on them
@@ -52,18 +54,18 @@ class Stream:
         self.ids += ids
         self.imitate += [i >= n_hidden for i in range(len(ids))]
 
+    def step(self, line, n_hidden=0):
+        """A step, with the target behind it."""
+        self.write(f"{line.rstrip()}>{self.problem.target}\n", n_hidden)
+
     def steps(self, lines):
         """Steps to imitate."""
         for line in lines.splitlines():
-            self.write(f"{line}>{self.problem.target}\n")
+            self.step(line)
 
     def wrong_step(self, line):
         """A step whose choice is not to be imitated."""
-        self.write(f"{line.rstrip()}>{self.problem.target}\n", len(encode(self.task.chosen_part(line))))
-
-    def hidden(self, line):
-        """A line of which nothing is to be imitated."""
-        self.write(f"{line.rstrip()}>{self.problem.target}\n", len(line) + 99)
+        self.step(line, len(encode(self.task.chosen_part(line))))
 
     def back(self, state):
         self.write(f"wait {self.task.restate(self.problem, state)}\n")
@@ -105,7 +107,7 @@ def try_in_vain(written, state, rng):
     one is seen to be taken back.
     """
     if rng.random() < SLIP:
-        written.hidden(written.task.slip(state, rng))
+        written.step(written.task.slip(state, rng), n_hidden=math.inf)
         return
     n_left = written.problem.level - 2                                  # steps to the end
     n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1

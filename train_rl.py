@@ -41,7 +41,7 @@ from optim import optimizer_step
 from sample import generate
 from streams import SEEN_TARGETS, stream
 from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
-                     mean_over_processes, pack, share_of, take)
+                     mean_over_processes, on_tokens, pack, share_of, take)
 from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps
@@ -111,9 +111,9 @@ def rollout(model, args, step, seconds):
     with clock(seconds, "sampling"):
         samples = generate(model, prompts, longest(args, step), 1.0, (EOS,), generator, args.samples)
     with clock(seconds, "verifying"):
-        finished = samples.finished((EOS,))
+        completions, finished = samples.completions(), samples.finished((EOS,))
         rewards = [float(is_correct(problems[row // args.samples], ids)) for row, ids in enumerate(finished)]
-    batch = pack([prompt for prompt in prompts for _ in range(args.samples)], samples.completions(), device)
+    batch = pack([prompt for prompt in prompts for _ in range(args.samples)], completions, device)
     for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
         batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
         batch[key][batch["action"]] = column[samples.mask]
@@ -121,24 +121,23 @@ def rollout(model, args, step, seconds):
     if args.half_life:
         with clock(seconds, "verifying"):
             of_rows = [problem for problem in problems for _ in range(args.samples)]
-            mark_attempts(batch, of_rows, samples, args.streams)
+            mark_attempts(batch, of_rows, completions, finished, args.streams)
     return batch, demos
 
 
-def mark_attempts(batch, problems, samples, streams=True):
+def mark_attempts(batch, problems, completions, finished, streams=True):
     """
     Add "begins" (B, T), which tokens begin an attempt: the first, and each behind a return to the problem;
     and "goes_on" (B,), which samples are streams that were cut off while nothing was lost yet.
     """
     begins, goes_on = [], []
-    for problem, ids, ended in zip(problems, samples.completions(), samples.finished((EOS,))):
+    for problem, ids, ended in zip(problems, completions, finished):
         read = replay(problem, decode(ids))
         ends = [i for i, token in enumerate(ids) if token == NEWLINE]
         first = {0} | {ends[line] + 1 for line in read.anew}
         begins += [i in first for i in range(len(ids))]
         goes_on.append(streams and ended is None and not read.fault)
-    batch["begins"] = torch.zeros_like(batch["action"])
-    batch["begins"][batch["action"]] = torch.tensor(begins, device=batch["action"].device)
+    batch["begins"] = on_tokens(begins, batch["action"])
     batch["goes_on"] = torch.tensor(goes_on, device=batch["action"].device)
 
 
@@ -154,9 +153,7 @@ def demonstrations(problems, solutions, rng, device, args):
         completions = [encode(solution) + [EOS] for solution in solutions]
         imitate = [[True] * len(ids) for ids in completions]
     demos = pack([encode(problem.prompt) for problem in problems], completions, device)
-    demos["imitate"] = torch.zeros_like(demos["action"])
-    demos["imitate"][demos["action"]] = torch.tensor(sum(imitate, []), device=device)
-    return demos
+    return demos | {"imitate": on_tokens(sum(imitate, []), demos["action"])}
 
 
 def longest(args, step):

@@ -33,7 +33,7 @@ from optim import optimizer_step
 from sample import generate
 from traces import imitated_lines, read_traces
 from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
-                     mean_over_processes, pack, share_of)
+                     mean_over_processes, on_tokens, pack, share_of)
 from verify import EOS, TASKS, encode, is_correct, make_problems, parse_problem, random_steps
 
 HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,
@@ -182,9 +182,8 @@ def make_batch(examples, device):
     prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
     batch = pack(prompts, completions, device)
     action = batch["action"]                # (B, T), whether what follows belongs to the completion
-    imitate, labels = torch.zeros_like(action), torch.full(action.shape, math.nan, device=device)
-    # Indexed by a mask, a matrix is filled row by row: one example after the other.
-    imitate[action] = torch.tensor([flag for example in examples for flag in example.imitate], device=device)
+    imitate = on_tokens([flag for example in examples for flag in example.imitate], action)
+    labels = torch.full(action.shape, math.nan, device=device)
     labels[action] = torch.tensor([label for example in examples for label in example.labels], device=device)
     return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
 

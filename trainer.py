@@ -89,6 +89,13 @@ def pack(prompts, completions, device):
     return {"idx": rows[:, :-1], "next": rows[:, 1:], "action": action[:, 1:]}
 
 
+def on_tokens(flags, action):
+    """A bool for each token of all completions, row after row -> (B, T), False elsewhere."""
+    marked = torch.zeros_like(action)       # indexed by a mask, a matrix is filled row by row
+    marked[action] = torch.tensor(flags, device=action.device)
+    return marked
+
+
 def take(batch, rows):
     return {key: tensor[rows] for key, tensor in batch.items()}
 
@@ -159,6 +166,9 @@ def average_gradients(model):
     for weight, part in zip(weights, mean.split([weight.numel() for weight in weights])):
         weight.grad = part.view_as(weight)
 
+
+# ------------------------------------------------------------------------------------------------------------
+# The run
 
 def labelled_states(task, level, split, n=2000):
     """

@@ -96,9 +96,8 @@ def test_attempts_begin_behind_returns_to_the_problem():
     texts = ["9-5=4,3 2 4\nwait 9 3 5 2>24\n9*3=27,5 2 27\n3",               # cut off
              "9-5=4,3 2 4\n3*2=6,4 6\nwait 3 2 4>24\nwait\nwait 9 5>24\nwait 9 3 5 2>24\n9"]     # lost
     completions = [encode(text) for text in texts]
-    samples = argparse.Namespace(completions=lambda: completions, finished=lambda stop: [None, None])
     batch = pack([encode(problem.prompt)] * 2, completions, "cpu")
-    train_rl.mark_attempts(batch, [problem] * 2, samples)
+    train_rl.mark_attempts(batch, [problem] * 2, completions, [None, None])
     assert batch["goes_on"].tolist() == [True, False]
     for row, text in enumerate(texts):
         found = batch["begins"][row][batch["action"][row]].nonzero()[:, 0].tolist()
