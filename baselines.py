@@ -1,6 +1,6 @@
 """
-What can be had without a model: random legal steps, and depth-first search, plain or in the order of a
-heuristic.
+What can be had without a model: random legal steps, and depth-first search, plain, in the order of a
+heuristic, or in random order with a look at what the next step comes to.
 
 They have the signature of every search method and the same budgets, in tokens of what they write down; the
 verifier tells them when they are done. A model must beat them before its search means anything. They work
@@ -32,18 +32,17 @@ def random_paths(model, problems, budget, settings):
     return results
 
 
-def depth_first(model, problems, budget, settings, by_heuristic=False):
+def depth_first(model, problems, budget, settings, order=lambda problem, steps, rng: steps):
     """
-    Every path, depth first, each line written once, until one hits the target or the budget is spent: in
-    plain order, or the states that the task's heuristic finds closest to the target first. -> Results
+    Every path, depth first, each line written once, until one hits the target or the budget is spent.
+    order(problem, steps, rng) -> which steps from a state are tried, in their order. -> Results
     """
+    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=settings.generator)))
+
     def visit(problem, state, own):
         """The rest of a solution from a state, "" if there is none or the budget is spent."""
         task = TASKS[problem.task]
-        steps = task.legal_steps(state)
-        if by_heuristic:
-            steps = sorted(steps, key=lambda step: task.heuristic(problem, step[1]))
-        for line, after in steps:
+        for line, after in order(problem, task.legal_steps(state), rng):
             n_tokens = len(line)            # every character of a step is a token
             if n_tokens >= own.left:        # one is kept for <|eos|>
                 own.spend(own.left)
@@ -63,3 +62,17 @@ def depth_first(model, problems, budget, settings, by_heuristic=False):
         solution = visit(problem, TASKS[problem.task].start(problem), own)
         results.append(Result(solution, float(bool(solution)), own.spent))
     return results
+
+
+def by_heuristic(problem, steps, rng):
+    """The states first that the task's heuristic finds closest to the target."""
+    return sorted(steps, key=lambda step: TASKS[problem.task].heuristic(problem, step[1]))
+
+
+def looking_ahead(problem, steps, rng):
+    """At random; but a step that solves the problem is seen, and no last step that does not is written."""
+    task = TASKS[problem.task]
+    right = [step for step in steps if task.is_solved(problem, step[1])]
+    if right:
+        return right[:1]
+    return [steps[i] for i in rng.permutation(len(steps)) if task.legal_steps(steps[i][1])]

@@ -28,6 +28,9 @@ import numpy as np
 from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
 OPERATORS = "+-*/"
+# What most often leaves what can be solved: of four numbers 32 % of differences do, 30 % of quotients, 20 %
+# of sums, 10 % of products (300 problems)
+PROMISING = "-/+*"
 HARD = 0.3      # early in training, the share of problems that must multiply or divide
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
 PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
@@ -81,6 +84,9 @@ class Countdown(Task):
     def restate(self, problem, state):
         return f"{join(state)}>{problem.target}"
 
+    def in_order(self, state):
+        return tuple(sorted(state, reverse=True))
+
     def names(self, problem, state, text):
         if not LEFT.fullmatch(text):
             return False
@@ -124,6 +130,9 @@ class Countdown(Task):
         """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
         steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
         return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
+
+    def openings(self, state):
+        return sorted(self.legal_steps(state), key=lambda step: PROMISING.index(STEP.match(step[0])[2]))
 
     def slip(self, state, rng):
         """Two of the numbers and a result near to right, or a quotient without its remainder."""

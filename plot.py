@@ -21,7 +21,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 # Dashed, in these colours
-WITHOUT_MODEL = {"random steps": "silver", "enumeration": "gray", "heuristic": "black"}
+WITHOUT_MODEL = {"random steps": "silver", "enumeration": "gray", "heuristic": "black",
+                 "one step ahead": "dimgray"}
 # What is drawn of training, where a table has it; the last three are of streams
 STAGES = {"pass16": ("pass@16", "tab:green"), "greedy": ("greedy", "tab:blue"),
           "sampled": ("single sample", "tab:orange"), "within1024": ("within 1,024 tokens", "tab:red"),

@@ -23,8 +23,8 @@ prompt only. Who chooses stands in parentheses:
 
 vote is the sum of such scores over the samples that agree; majority vote, where each counts 1. In countdown
 the verifier is honest, because to check a solution takes no hidden answer; in expression it is not, and is
-marked so (*). Three methods need no model at all, to compare with: random legal steps, every path in order,
-and depth-first search in the order of a heuristic.
+marked so (*). Four methods need no model at all, to compare with: random legal steps, and depth-first search
+in order, in the order of a heuristic, and at random with a look one step ahead.
 """
 import os
 import time
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from baselines import depth_first, random_paths
+from baselines import by_heuristic, depth_first, looking_ahead, random_paths
 from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
 from budget import Settings
 from metrics import wilson
@@ -94,8 +94,10 @@ METHODS = {
     "mcts (rollouts)": Method(partial(mcts, scorer="rollouts"), verifies=True),
     "random steps": Method(random_paths, verifies=True, needs_model=False, models=BOTH),
     "enumeration": Method(depth_first, verifies=True, needs_model=False, models=BOTH),
-    "heuristic": Method(partial(depth_first, by_heuristic=True), verifies=True, needs_model=False,
+    "heuristic": Method(partial(depth_first, order=by_heuristic), verifies=True, needs_model=False,
                         models=BOTH),
+    "one step ahead": Method(partial(depth_first, order=looking_ahead), verifies=True, needs_model=False,
+                             models=BOTH),
 }
 BATCH = 1000                                # problems searched side by side
 

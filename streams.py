@@ -5,8 +5,8 @@ The teacher of streams: it tries, sees that it got nowhere, goes back and tries 
     98 54 48 81>50
     98-81=17,54 48 17>50           an opening, one of some twenty;
     54-48=6,17 6>50                a try to go on from there.
-    wait 98 54 48 81>50            No way: back to the problem, which is restated, for the next opening.
-    54+48=102,98 81 102>50
+    wait 98 81 54 48>50            No way: back to the problem, which is restated, for the next opening.
+    98-54=44,81 48 44>50
     ...
 
 Every line ends in a prompt of its own, so what is planned next stands beside what it is planned from, however
@@ -14,17 +14,18 @@ long the stream has grown; and whoever can solve three numbers can take the last
 back to the problem itself, never to what an opening left: a small model that has to choose between the two
 mixes their numbers up.
 
-Openings come in a fixed order that closes on itself: the first pair of numbers with + - * /, the next pair,
-and so on. So none comes twice before all were tried, and the next follows from the last: nothing else has to
-be remembered. Where the order begins is for the model to choose, and better than by chance if it can plan.
+A return restates the numbers in order of size, and openings come in a fixed order: all differences, the first
+two numbers, the first and the third, and so on; then quotients, sums, products, and all of it again. So none
+comes twice before all were tried, the next follows from the last, and those come first that most often leave
+what can be solved.
 
-What the teacher knows. It begins anywhere, and stops at the first opening that can be solved: which one that
-is, and how to go on from it, the enumeration says. What it tries from the others is chance. Of these tries,
-and of a first opening that leads nowhere, only what follows from the choice is imitated: the result, the
-numbers left, and that it goes back. Now and then a try is a slip, a line that is wrong, and only that it goes
-back is imitated.
+What the teacher knows. It stops at the first opening that can be solved: which one that is, and how to go on
+from it, the enumeration says. Now and then it misses one, and may have to go round again. What it tries from
+the others is chance. Of these tries only what follows from the choice is imitated: the result, the numbers
+left, and that it goes back. Some are slips, lines that are wrong, and only that it goes back is imitated.
 """
 import math
+from itertools import cycle
 
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
@@ -33,12 +34,13 @@ SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARG
 LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
 DEAD_END = 0.3          # P(a try goes on to the last step)
 SLIP = 0.1              # P(a try begins with a line that is wrong)
+MISS = 0.4              # P(an opening that can be solved, from more than two numbers, is tried in vain)
 # The lessons, by how far training is, from 0 to 1
-HARD_AFTER = 0.13       # after this most pieces show their first step only,
-WHOLE_EVERY = 4         # and one lesson in so many all of it
-STREAMS_AFTER = 0.5     # after this every second lesson shows streams,
-LONG_AFTER = 0.7        # and after this long ones
-PIECES = 6              # a stream counts as so many pieces
+HARD_AFTER = 0.04       # after this most pieces show their first step only,
+WHOLE_EVERY = 8         # and one lesson in so many all of it
+STREAMS_AFTER = 0.4     # after this every second lesson shows streams,
+LONG_AFTER = 0.5        # and after this long ones
+PIECES = 12             # a stream counts as so many pieces
 
 
 class Stream:
@@ -77,25 +79,27 @@ class Stream:
 
 
 def stream(problem, rng, most=99):
-    """A stream that ends solved, with at most so many wrong openings; None if there is no solution."""
+    """A stream that ends solved; None if there is no solution. It shows so many wrong openings at most."""
     written = Stream(problem)
-    task, start = written.task, written.task.start(problem)
+    task, start = written.task, written.task.in_order(written.task.start(problem))
     small = dict(task.legal_steps(start, LARGEST + 1))
-    openings = [(line, left, task.can_be_solved(problem, left)) for line, left in task.legal_steps(start)]
+    openings = [(line, left, task.can_be_solved(problem, left)) for line, left in task.openings(start)]
     openings = [opening for opening in openings if opening[0] in small or opening[2]]
     if not any(solvable for _, _, solvable in openings):
         return None
-    first = rng.integers(len(openings))
-    openings = openings[first:] + openings[:first]
-    n_wrong = [solvable for _, _, solvable in openings].index(True)
-    for i, (line, left, _) in enumerate(openings[max(0, n_wrong - most):n_wrong]):
-        if i:
-            written.steps(line)
+    tried = []
+    for line, left, solvable in cycle(openings):
+        if solvable and (len(left) == 2 or rng.random() >= MISS):
+            break
+        tried.append((line, left))
+    first = max(0, len(tried) - most)
+    for i, (wrong, state) in enumerate(tried[first:], first):
+        if i > first or i == 0:
+            written.steps(wrong)
         else:
-            written.wrong_step(line)
-        try_in_vain(written, left, rng)
+            written.wrong_step(wrong)                               # nothing that was shown leads here
+        try_in_vain(written, state, rng)
         written.back(start)
-    line, left, _ = openings[n_wrong]
     written.steps(line)
     written.steps(task.solve(parse_problem(task.restate(problem, left))))
     return written.end()
@@ -106,13 +110,15 @@ def try_in_vain(written, state, rng):
     A step behind a wrong opening, sometimes a last one, which then says what it came to; or a slip, so that
     one is seen to be taken back.
     """
+    task, problem = written.task, written.problem
     if rng.random() < SLIP:
-        written.step(written.task.slip(state, rng), n_hidden=math.inf)
+        written.step(task.slip(state, rng), n_hidden=math.inf)
         return
-    n_left = written.problem.level - 2                                  # steps to the end
+    n_left = len(state) - 1                                             # steps to the end
     n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1
     for _ in range(n):
-        steps = written.task.legal_steps(state, LARGEST + 1)
+        steps = [(line, left) for line, left in task.legal_steps(state, LARGEST + 1)
+                 if not task.is_solved(problem, left) and not task.can_be_solved(problem, left)]
         if steps:
             line, state = steps[rng.integers(len(steps))]
             written.wrong_step(line)
@@ -135,22 +141,37 @@ def piece(problem, solution, whole):
     return written
 
 
+def reaction(problem, solution, rng):
+    """
+    A part of every stream: what follows from a first step. Half of them are that of a worked solution, and
+    the rest of it follows; half are tries in vain, and one goes back. The choice of the step is not imitated.
+    """
+    written = Stream(problem)
+    if rng.random() < 0.5:
+        first, rest = solution.split("\n", 1)
+        written.wrong_step(first)
+        written.steps(rest)
+        return written.end()
+    start = written.task.start(problem)
+    try_in_vain(written, start, rng)
+    written.back(written.task.in_order(start))
+    return written
+
+
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream: n pieces, of problems of the level and of what their
-    first steps leave, which when all is shown become short streams; or n / PIECES streams.
+    What a step of training shows, a list of Stream: n pieces, or n / PIECES streams. Pieces are of problems a
+    level below: half as they are drawn, half as the first step of a worked solution leaves them.
     """
-    def draw(n):
+    def draw(level, n):
         return list(zip(*make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)))
 
     if progress > STREAMS_AFTER and step % 2:
         most = 99 if progress > LONG_AFTER else 4
-        return [stream(problem, rng, most) for problem, _ in draw(n // PIECES)]
-    first = draw(n // 2)
-    later = [behind(*solved) for solved in first]
+        return [stream(problem, rng, most) for problem, _ in draw(level, n // PIECES)]
+    solved = draw(level - 1, n // 3) + [behind(*solved) for solved in draw(level, n // 3)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
-        return [piece(*solved, whole=False) for solved in first + later]
-    pieces = [piece(*solved, whole=True) for solved in first]
-    if level == 3:
-        return pieces + [piece(*solved, whole=True) for solved in later]
-    return pieces + [stream(problem, rng, 2) for problem, _ in later]
+        pieces = [piece(*one, whole=False) for one in solved]
+        return pieces + [reaction(*one, rng) for one in solved[::2] if level > 3]
+    pieces = [piece(*one, whole=True) for one in solved]
+    return pieces + [stream(problem, rng, 2) for problem, _ in solved[::2] if level > 3]

@@ -63,6 +63,10 @@ class Task:
         """A state as a prompt without its newline: `wait` and this goes back to it. None: there is no way."""
         return None
 
+    def in_order(self, state):
+        """The same state, in an order that does not depend on how one came to it."""
+        return state
+
     def names(self, problem, state, text):
         """Whether a text restates a state. Never raises, linear in the text."""
         return text == self.restate(problem, state)
@@ -107,6 +111,10 @@ class Task:
     def legal_steps(self, state, below=MAX_VALUE + 1):
         """All (line, state after it) whose result is below a limit. Only where `enumerable`."""
         return []
+
+    def openings(self, state):
+        """legal_steps, those first that most often leave what can be solved."""
+        return self.legal_steps(state)
 
     def slip(self, state, rng):
         """A line that looks like a step and is wrong, as a writer might err. Only where `enumerable`."""

@@ -42,12 +42,12 @@ from sample import generate
 from streams import SEEN_TARGETS, stream
 from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
                      mean_over_processes, on_tokens, pack, share_of, take)
-from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
+from verify import EOS, NEWLINE, PAD, TASKS, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps
 NEVER = 10 ** 9                             # a position that no text has
-DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
-STREAM_DEFAULTS = {"steps": 100, "prompts": 48, "half_life": 256, "lr": 8e-4, "sft_coef": 0.03}
+DEFAULTS = {"steps": 80, "prompts": 128, "easier": 0, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
+STREAM_DEFAULTS = {"steps": 100, "prompts": 48, "easier": 96, "half_life": 256, "lr": 8e-4, "sft_coef": 0.03}
 
 
 def make_parser():
@@ -60,6 +60,8 @@ def make_parser():
                         help="rollout batches (default 80, of streams 100)")
     parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 128, of streams 48)")
+    parser.add_argument("--easier", type=count, metavar="N",
+                        help="problems a step of one level below, besides (default 0, of streams 96)")
     parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="completions for each problem (default 8)")
     parser.add_argument("--half-life", type=count, metavar="N",
@@ -102,9 +104,7 @@ def rollout(model, args, step, seconds):
     device = model.wte.weight.device
     rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
     with clock(seconds, "making problems"):
-        targets = SEEN_TARGETS if args.streams else None
-        n = share_of(args.prompts, args, "--prompts")
-        problems, solutions = make_problems(args.task, args.level, n, rng, targets=targets)
+        problems, solutions = draw_problems(args, rng)
         prompts = [encode(problem.prompt) for problem in problems]
         demos = demonstrations(problems, solutions, rng, device, args) if args.sft_coef else None
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
@@ -123,6 +123,21 @@ def rollout(model, args, step, seconds):
             of_rows = [problem for problem in problems for _ in range(args.samples)]
             mark_attempts(batch, of_rows, completions, finished, args.streams)
     return batch, demos
+
+
+def draw_problems(args, rng):
+    """
+    The problems of a step, and worked solutions; the easier ones last. They are parts of the others: a stream
+    of four numbers plans three again and again, but learns only at its end how well.
+    """
+    def draw(flag, level):
+        n = share_of(getattr(args, flag), args, f"--{flag}")
+        targets = SEEN_TARGETS if args.streams else None
+        return make_problems(args.task, level, n, rng, targets=targets) if n else ([], [])
+
+    problems, solutions = draw("prompts", args.level)
+    easier, their_solutions = draw("easier", args.level - 1)
+    return problems + easier, solutions + their_solutions
 
 
 def mark_attempts(batch, problems, completions, finished, streams=True):
@@ -376,7 +391,7 @@ def train(args, run):
         with clock(seconds, "all"):
             # 1, 2. Sample, and ask the verifier.
             batch, demos = rollout(run.model, args, step, seconds)
-            rewards, n_new = batch["rewards"], batch["action"].sum().item()
+            rewards = batch["rewards"]
             # 3. Drop the groups without signal.
             useful = has_signal(rewards, args)
             kept = take(batch, useful.repeat_interleave(args.samples))
@@ -389,9 +404,10 @@ def train(args, run):
                     seed = 1000 * args.seed + step
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
             count_tokens(run, args, batch, kept, demos, learnt=n_useful > 0)
-            mixed = is_mixed(rewards, args.samples)
-            metrics = {"reward": rewards.mean().item(), "mixed": mixed.float().mean().item(),
-                       "length": n_new / len(rewards), **metrics}
+            own = slice(len(rewards) * args.prompts // (args.prompts + args.easier))      # not the easier ones
+            metrics = {"reward": rewards[own].mean().item(),
+                       "mixed": is_mixed(rewards[own], args.samples).float().mean().item(),
+                       "length": batch["action"][own].sum().item() / len(rewards[own]), **metrics}
             run.metrics = dict(zip(metrics, mean_over_processes(list(metrics.values()))))
     return seconds
 
@@ -427,7 +443,10 @@ def begin(args):
     for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    share_of(args.prompts, args, "--prompts")               # or say why not
+    for flag in ("prompts", "easier"):
+        share_of(getattr(args, flag), args, f"--{flag}")                # or say why not
+    if args.easier and args.level - 1 not in TASKS[args.task].levels:
+        raise ValueError(f"--easier {args.easier}: {args.task} has no level {args.level - 1}")
     default = 2 if LOSSES[args.algo] is clipped_loss else 1
     args.epochs, args.minibatches = args.epochs or default, args.minibatches or default
     return model, parent, stopped
@@ -443,7 +462,7 @@ def main(parser=None):
         n_steps, total = args.steps - run.start, seconds["all"]
         parts = [f"{1000 * t / n_steps:.0f} ms {name} ({100 * t / total:.0f} %)"
                  for name, t in seconds.most_common()]
-        per_second = n_steps * args.prompts * args.samples / total
+        per_second = n_steps * (args.prompts + args.easier) * args.samples / total
         print(f"a step took {', '.join(parts)}: {per_second:.0f} rollouts a second")
 
 

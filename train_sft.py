@@ -62,7 +62,7 @@ def make_parser():
                              "instead, if the task can list them (default 0.5)")
     # the optimisation
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="optimizer steps (default 6800, of streams 10000; with --data as many as show "
+                        help="optimizer steps (default 6800, of streams 14000; with --data as many as show "
                              "each trace once)")
     parser.add_argument("--batch-size", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 64, of streams 96 pieces)")
@@ -366,7 +366,7 @@ def fill_in(args, traces):
     if share_of(args.batch_size, args, "--batch-size") < streams.PIECES and of_streams:
         raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.PIECES} for each process")
     n_all = -(-len(traces) // args.batch_size)
-    args.steps = args.steps or (n_all if traces else 10_000 if of_streams else 6800)
+    args.steps = args.steps or (n_all if traces else 14_000 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3
 
 

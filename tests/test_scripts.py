@@ -20,6 +20,7 @@ import search
 import train_rl
 import train_sft
 from baselines import depth_first
+from budget import Settings
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from scripts import ROOT, TINY_RL, command, run, run_here, table, tiny_base, write_table
 from trainer import Run
@@ -198,7 +199,8 @@ def test_search_measures_on_the_split_that_it_is_told(out, tmp_path):
         flags += ["--init", out / "sft.pt", "--split", split, "--out", tmp_path]
         assert run_here("search.py", *flags).returncode == 0
         row, = table(tmp_path / "search.csv")
-        results = depth_first(None, held_out_problems("countdown", 3, 50, split), 500, None)
+        results = depth_first(None, held_out_problems("countdown", 3, 50, split), 500,
+                              Settings(38, torch.Generator()))
         tokens[split] = float(row["tokens_per_problem"])
         assert tokens[split] == sum(result.tokens for result in results) / 50
     assert tokens["test"] != tokens["validation"]

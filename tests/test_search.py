@@ -14,7 +14,7 @@ import torch
 import best_of_n
 import search
 import tree
-from baselines import depth_first
+from baselines import by_heuristic, depth_first, looking_ahead
 from best_of_n import Sample, sample_n, until_verified, vote
 from budget import Budget, Settings
 from countdown import Countdown
@@ -460,8 +460,13 @@ def all_lines(state):
     return [line for first, after in COUNTDOWN.legal_steps(state) for line in [first, *all_lines(after)]]
 
 
-@pytest.mark.parametrize("name", ["enumeration", "heuristic"])
-def test_depth_first_writes_the_whole_tree_once_and_finds_everything(name):
+def lines_above_the_last(state):
+    return [line for line in all_lines(state) if line.count(" ")]
+
+
+@pytest.mark.parametrize("name, lines", [("enumeration", all_lines), ("heuristic", all_lines),
+                                         ("one step ahead", lines_above_the_last)])
+def test_depth_first_writes_the_whole_tree_once_and_finds_everything(name, lines):
     problems = held_out_problems("countdown", 3, 50)
     results = run(None, problems, name, 10_000)
     assert all(verify(problem, result.completion).correct for problem, result in zip(problems, results))
@@ -469,7 +474,7 @@ def test_depth_first_writes_the_whole_tree_once_and_finds_everything(name):
     unsolvable = parse_problem("7 8 9>998")
     result, = run(None, [unsolvable], name, 10_000)
     assert result.completion == "" and result.score == 0.0
-    assert result.tokens == sum(len(encode(line)) for line in all_lines((7, 8, 9)))
+    assert result.tokens == sum(len(encode(line)) for line in lines((7, 8, 9)))
 
 
 def test_random_steps_are_legal_and_honest():
@@ -502,21 +507,28 @@ def test_the_heuristic_does_not_count_up_to_the_target():
     assert COUNTDOWN.heuristic(parse_problem("95 7>9998244"), (3163, 3161)) == 1 + 1    # 3162 squared
 
 
-@pytest.mark.parametrize("by_heuristic", [True, False])
-def test_children_are_visited_in_ascending_order_of_the_heuristic(monkeypatch, by_heuristic):
+@pytest.mark.parametrize("ascending", [True, False])
+def test_children_are_visited_in_ascending_order_of_the_heuristic(monkeypatch, ascending):
     problem, visited = parse_problem("7 18 9 4>9998"), []               # not solvable, so all are visited
     monkeypatch.setattr(Countdown, "is_solved", lambda task, problem, state: visited.append(state) or False)
-    depth_first(None, [problem], 10 ** 6, settings(), by_heuristic)
+    depth_first(None, [problem], 10 ** 6, settings(), *[by_heuristic] * ascending)
 
     def expected(state):
         """The states below, each followed by those below it."""
         after = [left for _, left in COUNTDOWN.legal_steps(state)]
-        if by_heuristic:
+        if ascending:
             after.sort(key=lambda left: COUNTDOWN.heuristic(problem, left))
         return [left for child in after for left in [child, *expected(child)]]
     assert visited == expected(problem.numbers) and len(visited) > 500
     first = [COUNTDOWN.heuristic(problem, state) for state in visited if len(state) == 3]
-    assert (first == sorted(first)) == by_heuristic
+    assert (first == sorted(first)) == ascending
+
+
+def test_one_step_ahead_is_a_random_order_of_its_own_for_each_seed():
+    problems = held_out_problems("countdown", 4, 20)
+    drawn = [depth_first(None, problems, 10_000, settings(seed), looking_ahead) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
+    assert all(count_correct(problems, results) == 20 for results in drawn)
 
 
 @pytest.mark.parametrize("level", [2, 3, 4])

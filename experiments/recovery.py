@@ -1,0 +1,103 @@
+"""
+Does a stream find back after an error? Errors are put into it on purpose.
+
+    python -m experiments.recovery                  # out/rl.pt -> out/recovery.csv
+    python -m experiments.recovery --init out/sft.pt --split validation
+
+Each problem is begun in several ways, and the model goes on from there: with nothing, an opening that can be
+solved, one that cannot, a line that computes wrongly, and such a line behind an opening that can be solved.
+recovery.csv has, for each beginning, how often what follows is right within so many further tokens, and what
+the next line does: goes back, goes on, or is wrong. What can be solved is said by enumeration.
+"""
+import os
+from collections import Counter
+
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, open_folder, positive, run_script, save_table
+
+import numpy as np
+import torch
+
+from metrics import wilson
+from sample import generate
+from search import check_room, load_model
+from streams import SEEN_TARGETS, Stream
+from verify import EOS, HELD_OUT_SEED, TASKS, decode, encode, is_correct, make_problems, replay
+
+BEGINNINGS = ("nothing", "right opening", "wrong opening", "slip", "right opening, slip")
+
+
+def begun(problem, beginning, rng):
+    """A stream that was begun so, None if there is no such opening."""
+    written, task = Stream(problem), TASKS[problem.task]
+    start = task.in_order(task.start(problem))
+    openings = {True: [], False: []}
+    for line, left in task.openings(start):
+        openings[task.can_be_solved(problem, left)].append((line, left))
+    if "opening" in beginning:
+        among = openings[beginning.startswith("right")]
+        if not among:
+            return None
+        line, start = among[rng.integers(len(among))]
+        written.step(line)
+    if "slip" in beginning:
+        written.step(task.slip(start, rng))
+    return written
+
+
+def next_line(problem, before, completion):
+    """What the first line behind a beginning does."""
+    line, newline, _ = completion.partition("\n")
+    after = replay(problem, before + line + newline)
+    if not newline or after.fault:
+        return "is wrong"
+    if line.startswith("wait"):
+        return "goes back"
+    return "is wrong" if after.state is None else "goes on"
+
+
+def measure(model, problems, beginning, args):
+    """One row: how problems that were begun so end."""
+    rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
+    streams = [written for problem in problems if (written := begun(problem, beginning, rng))]
+    prompts = [encode(written.problem.prompt) + written.ids for written in streams]
+    samples = generate(model, prompts, args.max_tokens, args.temperature, (EOS,), generator)
+    solved, next_lines, n = 0, Counter(), len(streams)
+    for written, ids, ended in zip(streams, samples.completions(), samples.finished((EOS,))):
+        solved += ended is not None and is_correct(written.problem, written.ids + ended)
+        next_lines[next_line(written.problem, decode(written.ids), decode(ids))] += 1
+    low, high = wilson(solved, n)
+    return {"checkpoint": args.init, "seed": args.seed, "beginning": beginning, "problems": n,
+            "max_tokens": args.max_tokens, "accuracy": solved / n, "ci_low": low, "ci_high": high,
+            **{f"next line {what}": next_lines[what] / n for what in ("goes back", "goes on", "is wrong")}}
+
+
+def main():
+    parser = Parser(description="Begin streams with errors, and see how they go on.")
+    parser.shared("--init", "--task", "--level")
+    parser.add_argument("--max-tokens", type=positive, default=1024, metavar="N",
+                        help="the longest stream, not counting how it was begun (default 1024)")
+    parser.add_argument("--temperature", type=between(0, 10), default=1.0, metavar="X",
+                        help="to sample at (default 1)")
+    parser.add_argument("--n-problems", type=positive, default=500, metavar="N", help="how many (default 500)")
+    parser.shared("--split", "--out", "--device", "--seed")
+    args = parser.parse_args()
+    with parser.errors():
+        model = load_model(args)
+        rng = np.random.default_rng([HELD_OUT_SEED, 1])
+        problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, SEEN_TARGETS)
+        check_room(model, problems, args.max_tokens)
+    open_folder(args.out, "recovery.csv")
+    table = []
+    for beginning in BEGINNINGS:
+        table.append(measure(model, problems, beginning, args))
+        row = table[-1]
+        print(f"{beginning:20}  right {100 * row['accuracy']:.1f} %   the next line " + ", ".join(
+            f"{name.removeprefix('next line ')} {100 * share:.0f} %" for name, share in row.items()
+            if name.startswith("next line")), flush=True)
+    save_table(os.path.join(args.out, "recovery.csv"), table)
+    print(f"wrote {args.out}/recovery.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)
