@@ -30,7 +30,7 @@ def draw(model, problems, limits, settings):
     for i in range(0, len(prompts), ROWS):
         part = slice(i, i + ROWS)
         samples = generate(model, prompts[part], limits[part], settings.temperature, stop_tokens=(EOS,),
-                           generator=settings.generator)
+                           generator=settings.generator, watch=settings.watch)
         last = samples.mask.sum(1)[:, None] - 1
         values = samples.values.gather(1, last)[:, 0].sigmoid().tolist()        # before <|eos|>: of all of it
         for ids, ended, value in zip(samples.completions(), samples.finished((EOS,)), values):

@@ -43,3 +43,6 @@ class Settings:
     temperature: float = 1.0
     c_puct: float = 1.0
     samples: list = None        # for ranking: what `sample_n` drew for this budget, so that all rank the same
+    # Called as it happens: with (search, node, value) at each backup of MCTS, with (token, value before it)
+    # at each token of a single sample
+    watch: callable = None

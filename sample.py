@@ -272,13 +272,15 @@ def read_prompts(model, prompts):
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), generator=None, n_samples=1,
-             n_top=0, read_last=False, cache=None):
+             n_top=0, read_last=False, cache=None, watch=None):
     """
     n_samples continuations of each prompt (a list of token ids): Samples of B = len(prompts) * n_samples
     rows, those of a prompt side by side, T_new <= max_new_tokens, which may also be a list with a number (at
     least 1) for each row. read_last: read the last token of each row as well, for end_values, and give back
     the cache of all that was read. cache: that of all prompts but their last tokens, if it is there already.
-    generator is one of the CPU's. ValueError if a prompt is empty or too long for the model.
+    generator is one of the CPU's. watch(token, value) is called for each token of the first row as it comes,
+    with the value of what stood before it, in [0, 1]. ValueError if a prompt is empty or too long for the
+    model.
     """
     if not prompts or not all(prompts):
         raise ValueError("every prompt needs at least one token")
@@ -302,6 +304,9 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
     done = None                             # the rows of all samples, once some have been left behind
     for t in range(n_steps):
         decoder.advance()
+        if watch and decoder.rows.length[0] == t + 1:                   # it was still alive
+            column = decoder.column - 1
+            watch(int(decoder.rows.tokens[0, column]), decoder.rows.values[0, column].sigmoid().item())
         if (t + 1) % LOOK_EVERY:
             continue
         alive = decoder.rows.alive[:decoder.n].nonzero()[:, 0]

@@ -3,6 +3,8 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
 
     python search.py                # all methods over a few budgets -> out/search.csv (65 s on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
+    python search.py --ask "25 8 7>24" --html tree.html             # and as a page, step by step
+    python search.py --ask                          # problem after problem, until Ctrl-D
     python search.py --problems FILE                # your own problems, a prompt a line
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150
@@ -38,20 +40,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ask import answer, converse
 from baselines import by_heuristic, depth_first, looking_ahead, random_paths
 from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
 from budget import Settings
 from metrics import wilson
 from model import flops_per_token, load_checkpoint
 from traces import write_traces
-from tree import beam, depth_one, mcts, mcts_searches
-from verify import (TASKS, decode, encode, held_out_problems, make_problems, parse_problem, state_value,
-                    verify)
+from tree import beam, depth_one, mcts
+from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, state_value, verify
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
 BUDGETS, STREAM_BUDGETS = (75, 150, 300), (64, 256, 1024, 4096)
 N_VALIDATION = 300                          # validation problems on which the best of them is chosen
-DEEPEST = 400                               # columns by which a line of a tree that is shown is indented
+STDIN = "-"                                 # what --ask without a prompt reads
+SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "model.pt")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -207,45 +210,6 @@ def traces_of(problems, results, row):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# One problem
-
-def print_tree(search, node, indent=""):
-    """The tree below a node: the line, visits, mean value, prior, value, and the verdict on what ended."""
-    for child in sorted(node.children, key=lambda child: (-child.visits, -child.value)):
-        line = decode(child.ids[len(node.ids):]).rstrip("\n")
-        mark = ""
-        if child.finished:
-            mark = "  right" if verify(search.problem, search.completion(child)).correct else "  wrong"
-        print(f"{indent}{line:<{40 - len(indent)}} N {child.visits:<4} Q {child.q:.2f}  P {child.prior:.2f}  "
-              f"V {child.value:.2f}{mark}")
-        if len(indent) < DEEPEST:
-            print_tree(search, child, indent + "    ")
-
-
-def ask(model, problem, args):
-    """Solve one problem by tree search and show the tree."""
-    scorer = "verifier" if TASKS[problem.task].checkable else "value"
-    settings = Settings(args.max_tokens, c_puct=args.c_puct)
-    search, = mcts_searches(model, [problem], args.budgets[-1], settings, scorer)
-    result = search.result()
-    legend = "N visits, Q mean value backed up, P prior of the policy, V value head (at the end: who judges)"
-    print(f"{problem.prompt.rstrip()}    {legend}\n")
-    print_tree(search, search.root)
-    verdict = verify(problem, result.completion)
-    outcome = "solved" if verdict.correct else "not solved"
-    print(f"\n{problem.prompt}{result.completion}{outcome} ({verdict.reason}), {result.tokens} tokens")
-
-
-def think(model, problem, args):
-    """Show a stream on one problem."""
-    settings = Settings(args.max_tokens, torch.Generator().manual_seed(args.seed))
-    result, = one_stream(model, [problem], args.budgets[-1], settings)
-    verdict = verify(problem, result.completion)
-    outcome = "solved" if verdict.correct else "not solved"
-    print(f"{problem.prompt}{result.completion}{outcome} ({verdict.reason}), {result.tokens} tokens")
-
-
-# ------------------------------------------------------------------------------------------------------------
 # The script
 
 def make_parser():
@@ -267,19 +231,23 @@ def make_parser():
     parser.add_argument("--save", metavar="FILE",
                         help="search fresh training problems, with one method and one budget, and save all "
                              "solutions that were found, right and wrong, as traces for train_sft.py --data")
-    parser.add_argument("--ask", metavar="PROMPT",
-                        help='solve one problem and show the tree, as in --ask "25 8 7>24"')
+    parser.add_argument("--ask", nargs="?", const=STDIN, metavar="PROMPT",
+                        help='solve one problem and show the tree, as in --ask "25 8 7>24"; without a '
+                             "prompt, those that you type or pipe in, one a line, until Ctrl-D. Before any "
+                             "training, with the checkpoint that comes with the scripts")
+    parser.add_argument("--html", metavar="FILE",
+                        help="with --ask PROMPT: write a page that shows the search step by step")
     # the run
     parser.shared("--split", "--out", "--device", "--seed")
     return parser
 
 
-def load_model(args):
+def load_model(args, others=()):
     """
-    The model of --init, by default the last one trained in --out; its task is filled in. ValueError if there
-    is none.
+    The model of --init, by default the last one trained in --out, then the first there is of others; its task
+    is filled in. ValueError if there is none.
     """
-    candidates = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
+    candidates = [*(os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")), *others]
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
@@ -315,6 +283,15 @@ def check(problem, args):
     return problem
 
 
+def read_problem(text, model, args):
+    """The problem in a text, if this model can be asked it. ValueError says why not."""
+    problem = check(parse_problem(text), args)
+    check_room(model, [problem], args.max_tokens)
+    if not state_value(problem, ""):
+        raise ValueError(f"{text} has no solution: all ways were tried")
+    return problem
+
+
 def check_room(model, problems, max_tokens):
     """ValueError if the longest prompt and completion are more than the model reads."""
     n_tokens = max(len(encode(problem.prompt)) for problem in problems) + max_tokens
@@ -337,14 +314,15 @@ def check_methods(args):
 
 def run(parser, args):
     with parser.errors():
-        model = load_model(args)
+        if args.html and args.ask in (None, STDIN):
+            raise ValueError("--html shows one problem: give it with --ask PROMPT")
+        # Who names a folder means the model in it
+        model = load_model(args, [SHIPPED] if args.ask and "out" not in args.given else [])
         args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
-        if args.ask is not None:
-            problem = check(parse_problem(args.ask), args)
-            check_room(model, [problem], args.max_tokens)
-            if not state_value(problem, ""):
-                raise ValueError(f"{args.ask} has no solution: all ways were tried")
-            return (think if args.streams else ask)(model, problem, args)
+        if args.ask == STDIN:
+            return converse(model, partial(read_problem, model=model, args=args), args)
+        if args.ask:
+            return answer(model, read_problem(args.ask, model, args), args)
         args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)
         problems = load_problems(args)

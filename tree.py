@@ -64,8 +64,10 @@ class Node:
     total: float = 0.0                      # sum of what was backed up through here
     finished: bool = False                  # ended in <|eos|>
     closed: bool = False                    # nothing left to find below
+    head: float = field(init=False)         # the value head's value, whoever judges
 
     def __post_init__(self):
+        self.head = self.value
         if self.branches is None:
             self.branches = [Branch(0.0, [], self.slots)]
 
@@ -218,10 +220,11 @@ def add_child(search, node, branch, line):
         return None
     prior = math.exp(sum(line.logprobs) - branch.cost)
     ids = node.ids + branch.begun + line.new
-    child = Node(ids, branch.slots + line.slots, prior, node.path * prior, line.values[-1], node)
-    if line.new[-1] == EOS:
+    ends = line.new[-1] == EOS
+    value = line.values[-2 if ends else -1]             # at the end, of what stood before <|eos|>
+    child = Node(ids, branch.slots + line.slots, prior, node.path * prior, value, node)
+    if ends:
         child.finished = child.closed = True
-        child.value = line.values[-2]       # of what stood before <|eos|>
         if search.scorer in VERIFYING:
             child.value = float(verify(search.problem, search.completion(child)).correct)
         if not branch.begun and len(line.new) == 1:
@@ -338,6 +341,9 @@ def mcts_searches(model, problems, budget, settings, scorer):
         children = expand(model, store, live, nodes)    # expand evaluates too: a child comes with its value
         if scorer == "rollouts":
             roll_out(model, store, live, children, settings.generator)
-        for node, child in zip(nodes, children):
-            backup(child or node, child.value if child else 0.0)
+        for search, node, child in zip(live, nodes, children):
+            node, value = child or node, child.value if child else 0.0
+            backup(node, value)
+            if settings.watch:
+                settings.watch(search, node, value)
     return searches
