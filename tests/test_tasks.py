@@ -17,7 +17,7 @@ from model import load_checkpoint
 from search import METHODS
 from verify import encode, held_out_problems, make_problems, parse_problem, solve, split_of, state_value
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+pytestmark = pytest.mark.multiplication
 REGISTER = """
 import multiplication, verify
 verify.TASKS["multiplication"] = multiplication.TASK        # before the scripts read the table
@@ -36,7 +36,7 @@ def registered(monkeypatch):
 def run(script, *flags, before=REGISTER):
     """A script of the repository with these flags, and some lines of Python before it."""
     name = script.removesuffix(".py")
-    start = f"import sys\nsys.argv[0] = {script!r}\nsys.path[:0] = {ROOT!r}, {ROOT + '/tests'!r}\n"
+    start = f"import sys\nsys.argv[0] = {script!r}\nsys.path[:] = {sys.path!r}\n"           # as it is here
     call = f"import common, {name}\ncommon.run_script({name}.main)\n"
     command = [sys.executable, "-c", start + before + call, *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=170)
