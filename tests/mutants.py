@@ -2,7 +2,7 @@
 Would the tests notice? 50 plausible bugs are planted one at a time in a copy of the repository, and the tests
 of the file that has the bug run until one fails.
 
-    python tests/mutants.py                 # all of them
+    python tests/mutants.py                 # all of them (some 10 minutes on one core)
     python tests/mutants.py --only 3 7      # these
 
 A bug is a piece of a file that stands there once, and what stands in its place. The last eight are those of
