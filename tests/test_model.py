@@ -60,6 +60,17 @@ def test_the_order_of_far_tokens_matters():
     assert (one - other).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_of_positions_only_differences_matter():
+    """Of the first 64, where attention is equally sharp: queries and keys are turned, and nothing else."""
+    model, idx = random_model(), torch.randint(64, (1, 9))
+    windows = torch.nn.functional.pad(idx, (2, 0)).unfold(1, 3, 1)
+    mask = torch.full((9, 9), float("-inf")).double().triu(1).repeat_interleave(2, dim=0)[None]
+    here, further = (model.run(windows, torch.arange(9)[None] + first, mask)[0] for first in (0, 50))
+    torch.testing.assert_close(here, further, atol=1e-4, rtol=0)
+
+
+@pytest.mark.cache
 @pytest.mark.parametrize("spare", [0, 3])
 @pytest.mark.parametrize("room", [5, 20])
 @torch.no_grad()
@@ -84,6 +95,7 @@ def test_through_the_cache_the_same_comes_out(spare, room):
             torch.testing.assert_close(out[:, 0], whole[:, t])
 
 
+@pytest.mark.cache
 @torch.no_grad()
 def test_rows_of_a_cache_can_be_copied():
     model = random_model()
@@ -116,6 +128,15 @@ def test_overfits_one_batch():
         loss.backward()
         optimizer_step(model, optimizers, 1e-2)
     assert loss.item() < 0.2
+
+
+def test_a_step_tells_the_norm_before_clipping_and_clears_the_gradient():
+    model = GPT(CONFIG)
+    optimizers = make_optimizers(model, 1e-3)
+    model(torch.arange(9)[None])[0][..., 3].sum().mul(100).backward()
+    norm = torch.stack([w.grad.norm() for w in model.parameters() if w.grad is not None]).norm().item()
+    assert optimizer_step(model, optimizers, 1e-3) == pytest.approx(norm) and norm > 10
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_muon_is_torchs_for_several_matrices_at_once():

@@ -57,6 +57,7 @@ def test_every_algorithm_is_in_both_tables():
     assert list(ADVANTAGES) == list(LOSSES) == ["filter", "reinforce", "ppo"]
 
 
+@pytest.mark.bugs
 def test_reinforce_advantage_is_reward_minus_group_mean():
     rewards = torch.tensor([1.0, 0, 0, 0, 1, 1])
     mask = torch.tensor([[1, 1, 0]] * 6).bool()
@@ -115,6 +116,8 @@ def test_with_a_price_on_tokens_what_came_late_is_blamed():
     torch.testing.assert_close(advantages, expected)
 
 
+@pytest.mark.gae
+@pytest.mark.bugs
 @pytest.mark.parametrize("lam, half_life", [(0.0, None), (0.9, None), (1.0, None), (0.9, 3)])
 def test_gae_is_the_sum_of_equation_16(lam, half_life):
     torch.manual_seed(0)
@@ -197,6 +200,7 @@ def test_an_unknown_algorithm_is_refused(capsys):
 # ------------------------------------------------------------------------------------------------------------
 # Rollouts
 
+@pytest.mark.bugs
 def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
     batch, demos = rollout(model, with_flags(sft_coef=0.5), 3, Counter())
@@ -248,6 +252,7 @@ def test_rewards_belong_to_their_samples(monkeypatch):
     assert len(asked) == ARGS.prompts * ARGS.samples
 
 
+@pytest.mark.bugs
 def test_rollout_keeps_log_probs_and_values_where_the_learner_has_them():
     model = random_model()
     batch, _ = rollout(model, ARGS, 5, Counter())
@@ -289,6 +294,7 @@ def ragged_batch(model):
     return batch
 
 
+@pytest.mark.bugs
 def test_a_few_rows_at_a_time_are_the_whole_batch():
     model = random_model()
     batch = ragged_batch(model)

@@ -84,6 +84,8 @@ def assert_same(one, other, names=("logprobs", "values"), atol=1e-10):
         assert_close(getattr(one, name), getattr(other, name), atol)
 
 
+@pytest.mark.cache
+@pytest.mark.bugs
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_cached_equals_full_forward_at_every_position(model, temperature):
     generator = torch.Generator().manual_seed(1)
@@ -221,6 +223,7 @@ def test_generate_stops_soon_after_all_rows_have_ended(model, monkeypatch, read_
     assert_is_full_forward(model, PROMPTS, samples)
 
 
+@pytest.mark.cache
 def test_long_streams_equal_one_by_one(model, monkeypatch):
     """24 rows of up to 300 tokens, some much shorter: left behind again and again, while columns grow."""
     steps = keep_steps(monkeypatch)
@@ -238,6 +241,7 @@ def test_long_streams_equal_one_by_one(model, monkeypatch):
         assert_close(together.values[row, :limit], alone.values[0])
 
 
+@pytest.mark.cache
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 32])
 def test_attention_looks_at_no_more_columns_than_it_needs(model, monkeypatch, n):
     """A step that reads the token in column c needs columns 0 to c: rounded up to a multiple of 16."""
@@ -269,6 +273,7 @@ def test_a_prompt_is_read_once_however_often_it_comes(model, monkeypatch):
     assert read == [2 * (len(PROMPTS[0]) - 1), 15]
 
 
+@pytest.mark.cache
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_store_gives_back_what_was_read(model, monkeypatch, kept):
     """
@@ -533,6 +538,7 @@ def addresses(decoder):
     return places
 
 
+@pytest.mark.cache
 @torch.no_grad()
 def test_buffers_of_a_step_stay_where_they_are(model):
     """On a CPU keys and values move when columns are added, and nothing else ever."""
@@ -699,6 +705,8 @@ def test_evaluate_counts_what_the_judge_accepts(model):
     scores = evaluate(model, PROMPTS, lambda i, ids: seen.append(i) or i < 2, 4, (EOS,), k=4, batch_size=8)
     assert scores == {"greedy": 0.4, "sampled": 0.4, "pass4": 0.4}
     assert sorted(seen) == sorted(list(range(5)) * 5)
+    one_right = evaluate(model, PROMPTS, lambda i, ids: i == 1, 4, (EOS,), k=4)         # in one batch
+    assert one_right == {"greedy": 0.2, "sampled": 0.2, "pass4": 0.2}
 
 
 @pytest.mark.parametrize("prompts, n, complaint", [

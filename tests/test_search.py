@@ -377,6 +377,22 @@ def test_a_rollout_is_worth_what_the_verifier_says(model, monkeypatch):
     assert {0.0, 1.0} == set(values) and 5 < sum(values) < 30
 
 
+def test_beams_are_those_of_the_best_score(model, monkeypatch):
+    """Of four candidates the second and the last go on, then of two for each of them the second."""
+    expanded = []
+
+    def expand(model, store, searches, nodes):
+        for own, node in zip(searches, nodes):
+            n = len(node.children)
+            expanded.append(node.ids[len(own.prompt):])
+            node.children.append(Node(node.ids + [n], value=(0.2, 0.9, 0.4, 0.6)[n], parent=node))
+            own.budget.spend(5)
+    monkeypatch.setattr(tree, "expand", expand)
+    beam(model, [PROBLEM], 60, settings(), "value", width=2, n_candidates=4)
+    assert expanded == [[]] * 4 + [[1], [3]] * 2 + [[1, 1], [3, 1]] * 2
+
+
+@pytest.mark.puct
 def test_puct_by_hand():
     def branch(prob):
         return Branch(-math.log(prob), [7], [])
@@ -411,8 +427,13 @@ def test_backup_adds_on_the_way_up_and_closes_what_is_exhausted():
     open_root.children = [other]
     backup(other, 1.0)
     assert not open_root.closed
+    half_open = Node([], branches=[])
+    half_open.children = [Node([1], parent=half_open, closed=True), Node([2], parent=half_open)]
+    backup(half_open.children[0], 1.0)
+    assert not half_open.closed
 
 
+@pytest.mark.puct
 def test_mcts_visits_add_up(model):
     searches = mcts_searches(model, held_out_problems("countdown", 3, 4), 120, settings(), "value")
 

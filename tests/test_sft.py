@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import train_sft
 from model import GPT, GPTConfig
 from traces import imitated_lines, read_traces, standing_lines, without_verdict, write_traces
-from train_sft import (Example, from_trace, hard_part, honest, introduce_words, learning_rate, make_batch,
-                       own_attempts, solutions_lesson, traces_lesson, worked)
+from train_sft import (Example, from_trace, gradient, hard_part, honest, introduce_words, learning_rate,
+                       make_batch, own_attempts, solutions_lesson, traces_lesson, worked)
+from trainer import by_length
 from verify import EOS, PAD, decode, encode, held_out_problems, parse_problem, solve, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
@@ -44,6 +46,29 @@ def test_batch_aligns_targets_and_labels_with_what_precedes_them():
     assert (labels[2] == 0.25).nonzero()[:, 0].tolist() == list(range(begins, begins + 6))
     assert labels[2].isnan().sum() == labels.size(1) - 6
     assert idx[2, begins + 6] == EOS and idx[2, begins + 7:].eq(PAD).all()
+
+
+def test_losses_are_means_over_tokens_however_many_at_a_time(monkeypatch):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)).double()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    problems, rng = held_out_problems("countdown", 3, 8), np.random.default_rng(0)
+    kinds = zip(problems, [worked, hard_part] * 3)
+    examples = [show(problem, solve(problem, rng)) for problem, show in kinds]
+    batch = make_batch(examples + [honest(problem, rng) for problem in problems[6:]], "cpu")
+    monkeypatch.setattr(train_sft, "by_length", lambda batch: by_length(batch, 60))
+    metrics = gradient(model, batch, SimpleNamespace(value_coef=0.5))
+    found = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad()
+    logits, values = model(batch["idx"])
+    imitated, labelled = batch["targets"] >= 0, ~batch["labels"].isnan()
+    loss = F.cross_entropy(logits[imitated], batch["targets"][imitated])
+    value_loss = F.binary_cross_entropy_with_logits(values[labelled], batch["labels"][labelled].double())
+    (loss + 0.5 * value_loss).backward()
+    assert metrics == {"loss": pytest.approx(loss.item()), "value_loss": pytest.approx(value_loss.item())}
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad)
 
 
 def test_of_a_right_trace_what_stands_is_imitated():
