@@ -35,7 +35,7 @@ import torch
 
 import plot
 import train_sft
-from common import save_table
+from common import run_script, save_table
 from model import load_checkpoint
 from traces import read_traces
 from verify import parse_problem, verify
@@ -57,7 +57,7 @@ def in_a_child(main, flags, arm=lambda: None):
                 with redirect_stdout(io.StringIO()), redirect_stderr(errors):
                     sys.argv = ["script", *map(str, flags)]
                     arm()
-                    main()
+                    run_script(main)
                 status = 0
             except SystemExit as end:
                 status = end.code or 0
@@ -88,7 +88,7 @@ def is_one_line(errors):
 
 def kill_while_saving(rng):
     """The n-th time that a file is written it is cut in half, or is not renamed, or the end comes just after."""
-    n, moment = rng.randrange(1, 40), rng.choice(("half", "before", "after"))
+    n, moment = rng.randrange(1, 25), rng.choice(("half", "before", "after"))
     real = {"fsync": os.fsync, "replace": os.replace}
 
     def fsync(descriptor):
@@ -111,7 +111,7 @@ def kill_while_saving(rng):
 
 def kill_at_any_time(rng, seconds):
     signal.signal(signal.SIGALRM, signal.SIG_DFL)                       # whose default is the end
-    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, seconds))
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.4, 1.0) * seconds)        # the start takes a while
 
 
 def kills(n, rng, folder):
@@ -204,6 +204,8 @@ def tables(n, rng, folder):
     row = {"task": "countdown", "level": 2, "method": "greedy", "budget": 75, "accuracy": 0.5, "ci_low": 0.4,
            "ci_high": 0.6, "tokens_per_problem": 20.0, "oracle": 0}
     save_table(folder / "run/search.csv", [row, row | {"budget": 150}])
+    status, errors = in_a_child(plot.main, [folder / "run"])
+    assert status == 0, errors
     n_refused = 0
     for trial in range(n):
         path = folder / "run" / rng.choice(["sft.csv", "search.csv"])

@@ -652,3 +652,16 @@ def test_ctrl_c_while_importing_is_quiet(tmp_path, script):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT) and said == ""
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Many faults, at random
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_a_few_of_the_faults(tmp_path):
+    """All of them: python tests/faults.py"""
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "tests", "faults.py"), "--quick"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "kills", "bits", "disk", "traces", "tables"]
