@@ -2,11 +2,11 @@
 The teacher of streams: it tries, sees that it got nowhere, goes back and tries the next, in one completion
 (after Gandhi et al. 2024, Stream of Search).
 
-    98 54 48 81>50
-    98-81=17,54 48 17>50           an opening, one of some twenty;
-    54-48=6,17 6>50                a try to go on from there.
-    wait 98 81 54 48>50            No way: back to the problem, which is restated, for the next opening.
-    98-54=44,81 48 44>50
+    59 82 79 42>67
+    82-79=3,59 42 3>67             an opening, one of some twenty;
+    59-42=17,3 17>67               a try to go on from there.
+    wait 82 79 59 42>67            No way: back to the problem, which is restated, for the next opening.
+    82-59=23,79 42 23>67
     ...
 
 Every line ends in a prompt of its own, so what is planned next stands beside what it is planned from, however

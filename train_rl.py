@@ -47,7 +47,7 @@ from verify import EOS, NEWLINE, PAD, TASKS, decode, encode, is_correct, make_pr
 WARMUP = 5                                  # steps
 NEVER = 10 ** 9                             # a position that no text has
 DEFAULTS = {"steps": 80, "prompts": 128, "easier": 0, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
-STREAM_DEFAULTS = {"steps": 100, "prompts": 48, "easier": 96, "half_life": 256, "lr": 8e-4, "sft_coef": 0.03}
+STREAM_DEFAULTS = {"steps": 90, "prompts": 48, "easier": 96, "half_life": 256, "lr": 8e-4, "sft_coef": 0.03}
 
 
 def make_parser():
@@ -57,7 +57,7 @@ def make_parser():
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="rollout batches (default 80, of streams 100)")
+                        help="rollout batches (default 80, of streams 90)")
     parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 128, of streams 48)")
     parser.add_argument("--easier", type=count, metavar="N",
@@ -404,7 +404,8 @@ def train(args, run):
                     seed = 1000 * args.seed + step
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
             count_tokens(run, args, batch, kept, demos, learnt=n_useful > 0)
-            own = slice(len(rewards) * args.prompts // (args.prompts + args.easier))      # not the easier ones
+            # Not of the easier ones, which come last
+            own = slice(len(rewards) * args.prompts // (args.prompts + args.easier))
             metrics = {"reward": rewards[own].mean().item(),
                        "mixed": is_mixed(rewards[own], args.samples).float().mean().item(),
                        "length": batch["action"][own].sum().item() / len(rewards[own]), **metrics}

@@ -79,7 +79,8 @@ def main():
                         help="the longest stream, not counting how it was begun (default 1024)")
     parser.add_argument("--temperature", type=between(0, 10), default=1.0, metavar="X",
                         help="to sample at (default 1)")
-    parser.add_argument("--n-problems", type=positive, default=500, metavar="N", help="how many (default 500)")
+    parser.add_argument("--n-problems", type=positive, default=500, metavar="N",
+                        help="how many (default 500)")
     parser.shared("--split", "--out", "--device", "--seed")
     args = parser.parse_args()
     with parser.errors():

@@ -7,8 +7,8 @@ Break things on purpose, many times, and see that nothing is lost and nothing le
 kills     a training run is killed (SIGKILL), half of the time while it saves. What is left must load, and
           --resume must end with the same weights as a run that was left alone.
 bits      a bit of a checkpoint is flipped. It must be refused, or hold the same weights.
-disk      the disk is full when a run saves. It must stop with one line that names the file, and the checkpoint
-          that stood there must still load.
+disk      the disk is full when a run saves. It must stop with one line that names the file, and keep the
+          checkpoint that stood there.
 traces    characters of a file of traces are changed. It must be refused in one line that names file and line,
           or hold traces whose verdicts are true.
 tables    characters of a table are changed. plot.py must draw it, or refuse it in one line.
@@ -40,8 +40,8 @@ from model import load_checkpoint
 from traces import read_traces
 from verify import parse_problem, verify
 
-RUN = ["--level", "2", "--depth", "1", "--steps", "60", "--batch-size", "8", "--lr", "0.02", "--log-every", "5",
-       "--log-problems", "4", "--test-problems", "4"]
+RUN = ["--level", "2", "--depth", "1", "--steps", "60", "--batch-size", "8", "--lr", "0.02",
+       "--log-every", "5", "--log-problems", "4", "--test-problems", "4"]
 HOW_OFTEN = {"kills": 200, "bits": 10_000, "disk": 20, "traces": 1000, "tables": 300}
 QUICK = {"kills": 6, "bits": 60, "disk": 2, "traces": 60, "tables": 6}
 TRACE = {"prompt": "98 11>87\n", "completion": "98-11=87,87\n", "correct": True, "tokens": 13, "flops": 1.0}
@@ -87,7 +87,7 @@ def is_one_line(errors):
 # The faults
 
 def kill_while_saving(rng):
-    """The n-th time that a file is written it is cut in half, or is not renamed, or the end comes just after."""
+    """The n-th file that is written is cut in half, or is not renamed, or the end comes just after."""
     n, moment = rng.randrange(1, 25), rng.choice(("half", "before", "after"))
     real = {"fsync": os.fsync, "replace": os.replace}
 

@@ -228,7 +228,8 @@ def test_easier_problems_come_last_and_are_not_counted_in_the_reward(monkeypatch
     assert [problem.level for problem in problems] == [3] * 3 + [2] * 5
     assert all(verify(*solved).correct for solved in zip(problems, solutions))
     monkeypatch.setattr(train_rl, "is_correct", lambda problem, ids: problem.level == 2)
-    run = argparse.Namespace(model=random_model(), optimizers=[], steps=lambda: range(1), count=lambda *_: None)
+    run = argparse.Namespace(model=random_model(), optimizers=[], steps=lambda: range(1),
+                             count=lambda *_: None)
     train_rl.train(with_flags(level=3, prompts=3, easier=5, max_tokens=30, steps=1, lr=0.0), run)
     assert run.metrics["reward"] == run.metrics["mixed"] == 0.0
     batch, _ = rollout(run.model, args, 0, Counter())

@@ -7,8 +7,7 @@ import pytest
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import curve, faults
 from scripts import run, run_here, table
-from streams import (PIECES, SEEN_TARGETS, UNSEEN_TARGETS, Stream, behind, piece, reaction, stream,
-                     try_in_vain)
+from streams import PIECES, SEEN_TARGETS, UNSEEN_TARGETS, behind, piece, reaction, stream
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
