@@ -83,13 +83,14 @@ def stream(problem, rng, most=99):
     written = Stream(problem)
     task, start = written.task, written.task.in_order(written.task.start(problem))
     small = dict(task.legal_steps(start, LARGEST + 1))
-    openings = [(line, left, task.can_be_solved(problem, left)) for line, left in task.openings(start)]
+    openings = [(line, left, task.is_solved(problem, left) or task.can_be_solved(problem, left))
+                for line, left in task.openings(start)]
     openings = [opening for opening in openings if opening[0] in small or opening[2]]
     if not any(solvable for _, _, solvable in openings):
         return None
     tried = []
     for line, left, solvable in cycle(openings):
-        if solvable and (len(left) == 2 or rng.random() >= MISS):
+        if solvable and (len(left) <= 2 or rng.random() >= MISS):
             break
         tried.append((line, left))
     first = max(0, len(tried) - most)
@@ -101,7 +102,8 @@ def stream(problem, rng, most=99):
         try_in_vain(written, state, rng)
         written.back(start)
     written.steps(line)
-    written.steps(task.solve(parse_problem(task.restate(problem, left))))
+    if not task.is_solved(problem, left):
+        written.steps(task.solve(parse_problem(task.restate(problem, left))))
     return written.end()
 
 
@@ -111,7 +113,7 @@ def try_in_vain(written, state, rng):
     one is seen to be taken back.
     """
     task, problem = written.task, written.problem
-    if rng.random() < SLIP:
+    if len(state) > 1 and rng.random() < SLIP:
         written.step(task.slip(state, rng), n_hidden=math.inf)
         return
     n_left = len(state) - 1                                             # steps to the end

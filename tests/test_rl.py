@@ -387,8 +387,8 @@ def test_worked_solutions_are_imitated_beside():
 
 
 def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_choices():
-    model, args = random_model(), with_flags(level=3, streams=True, sft_coef=0.5, max_tokens=20, steps=9)
-    assert rollout(model, with_flags(level=3, streams=True, max_tokens=20, steps=9), 7, Counter())[1] is None
+    model, args = random_model(), with_flags(level=4, streams=True, sft_coef=0.5, max_tokens=20, steps=9)
+    assert rollout(model, with_flags(level=4, streams=True, max_tokens=20, steps=9), 7, Counter())[1] is None
     _, demos = rollout(model, args, 7, Counter())
     n_hidden = 0
     for idx, nxt, action, flags in zip(*demos.values()):
