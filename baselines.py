@@ -13,13 +13,17 @@ from budget import Budget, Result
 from verify import TASKS, encode, random_steps
 
 
+def numpy_generator(settings):
+    """Tasks draw with numpy's generator, models with torch's: this one's seed is drawn by the other."""
+    return np.random.default_rng(int(torch.randint(2 ** 62, (), generator=settings.generator)))
+
+
 def random_paths(model, problems, budget, settings):
     """
     Random legal steps to the end, again and again until the verifier is content or the budget is spent. ->
     Results
     """
-    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=settings.generator)))
-    results = []
+    rng, results = numpy_generator(settings), []
     for problem in problems:
         own, solution = Budget(budget), ""
         while own.left > 0 and not solution:
@@ -37,7 +41,7 @@ def depth_first(model, problems, budget, settings, order=lambda problem, steps, 
     Every path, depth first, each line written once, until one hits the target or the budget is spent.
     order(problem, steps, rng) -> which steps from a state are tried, in their order. -> Results
     """
-    rng = np.random.default_rng(int(torch.randint(2 ** 62, (), generator=settings.generator)))
+    rng = numpy_generator(settings)
 
     def visit(problem, state, own):
         """The rest of a solution from a state, "" if there is none or the budget is spent."""

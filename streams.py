@@ -83,8 +83,7 @@ def stream(problem, rng, most=99):
     written = Stream(problem)
     task, start = written.task, written.task.in_order(written.task.start(problem))
     small = dict(task.legal_steps(start, LARGEST + 1))
-    openings = [(line, left, task.is_solved(problem, left) or task.can_be_solved(problem, left))
-                for line, left in task.openings(start)]
+    openings = [(line, left, task.is_solvable(problem, left)) for line, left in task.openings(start)]
     openings = [opening for opening in openings if opening[0] in small or opening[2]]
     if not any(solvable for _, _, solvable in openings):
         return None
@@ -95,10 +94,10 @@ def stream(problem, rng, most=99):
         tried.append((line, left))
     first = max(0, len(tried) - most)
     for i, (wrong, state) in enumerate(tried[first:], first):
-        if i > first or i == 0:
-            written.steps(wrong)
-        else:
+        if i == first > 0:
             written.wrong_step(wrong)                               # nothing that was shown leads here
+        else:
+            written.steps(wrong)
         try_in_vain(written, state, rng)
         written.back(start)
     written.steps(line)
@@ -120,7 +119,7 @@ def try_in_vain(written, state, rng):
     n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1
     for _ in range(n):
         steps = [(line, left) for line, left in task.legal_steps(state, LARGEST + 1)
-                 if not task.is_solved(problem, left) and not task.can_be_solved(problem, left)]
+                 if not task.is_solvable(problem, left)]
         if steps:
             line, state = steps[rng.integers(len(steps))]
             written.wrong_step(line)

@@ -78,6 +78,10 @@ class Task:
         """Exactly: whether legal steps lead from this unsolved state to a solved one."""
         raise NotImplementedError
 
+    def is_solvable(self, problem, state):
+        """Exactly: whether a state is solved, or legal steps lead from it to a solved one."""
+        return self.is_solved(problem, state) or self.can_be_solved(problem, state)
+
     def unsolved_reason(self, problem, state):
         """What is missing, in words, where all steps are right but the state is not solved."""
         raise NotImplementedError

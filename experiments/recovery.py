@@ -18,22 +18,24 @@ from common import Parser, between, open_folder, positive, run_script, save_tabl
 import numpy as np
 import torch
 
+from experiments.streams import draw_problems
 from metrics import wilson
 from sample import generate
-from search import check_room, load_model
+from search import load_model
 from streams import SEEN_TARGETS, Stream
-from verify import EOS, HELD_OUT_SEED, TASKS, decode, encode, is_correct, make_problems, replay
+from verify import EOS, decode, encode, is_correct, replay
 
+NEXT_LINE = ("goes back", "goes on", "is wrong")
 BEGINNINGS = ("nothing", "right opening", "wrong opening", "slip", "right opening, slip")
 
 
 def begun(problem, beginning, rng):
     """A stream that was begun so, None if there is no such opening."""
-    written, task = Stream(problem), TASKS[problem.task]
-    start = task.in_order(task.start(problem))
+    written = Stream(problem)
+    task, start = written.task, written.task.in_order(written.task.start(problem))
     openings = {True: [], False: []}
     for line, left in task.openings(start):
-        openings[task.can_be_solved(problem, left)].append((line, left))
+        openings[task.is_solvable(problem, left)].append((line, left))
     if "opening" in beginning:
         among = openings[beginning.startswith("right")]
         if not among:
@@ -69,7 +71,7 @@ def measure(model, problems, beginning, args):
     low, high = wilson(solved, n)
     return {"checkpoint": args.init, "seed": args.seed, "beginning": beginning, "problems": n,
             "max_tokens": args.max_tokens, "accuracy": solved / n, "ci_low": low, "ci_high": high,
-            **{f"next line {what}": next_lines[what] / n for what in ("goes back", "goes on", "is wrong")}}
+            **{f"next line {what}": next_lines[what] / n for what in NEXT_LINE}}
 
 
 def main():
@@ -85,17 +87,14 @@ def main():
     args = parser.parse_args()
     with parser.errors():
         model = load_model(args)
-        rng = np.random.default_rng([HELD_OUT_SEED, 1])
-        problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, SEEN_TARGETS)
-        check_room(model, problems, args.max_tokens)
+        problems = draw_problems(model, args, SEEN_TARGETS)
     open_folder(args.out, "recovery.csv")
     table = []
     for beginning in BEGINNINGS:
         table.append(measure(model, problems, beginning, args))
         row = table[-1]
-        print(f"{beginning:20}  right {100 * row['accuracy']:.1f} %   the next line " + ", ".join(
-            f"{name.removeprefix('next line ')} {100 * share:.0f} %" for name, share in row.items()
-            if name.startswith("next line")), flush=True)
+        shown = ", ".join(f"{what} {100 * row[f'next line {what}']:.0f} %" for what in NEXT_LINE)
+        print(f"{beginning:20}  right {100 * row['accuracy']:.1f} %   the next line {shown}", flush=True)
     save_table(os.path.join(args.out, "recovery.csv"), table)
     print(f"wrote {args.out}/recovery.csv")
 

@@ -29,6 +29,14 @@ BUDGETS = [2 ** k for k in range(5, 15)]
 BATCH = 500                                 # streams at once
 
 
+def draw_problems(model, args, targets):
+    """--n-problems held-out problems with these targets. ValueError if the model has no room for them."""
+    rng = np.random.default_rng([HELD_OUT_SEED, 1])
+    problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, targets)
+    check_room(model, problems, args.max_tokens)
+    return problems
+
+
 def sample_streams(model, problems, max_tokens, temperature, seed):
     """One stream for each problem: (completion, number of tokens, whether it is right)."""
     generator, streams = torch.Generator().manual_seed(seed), []
@@ -60,9 +68,6 @@ def faults(problem, completion):
     """
     task, counts, openings = TASKS[problem.task], Counter(), set()
 
-    def solvable(state):
-        return task.is_solved(problem, state) or task.can_be_solved(problem, state)
-
     standing = [Step(-1, task.start(problem))]
     for number, line in enumerate(completion.split("\n")[:-1]):
         state = standing[-1].state
@@ -70,7 +75,7 @@ def faults(problem, completion):
         if line.startswith("wait"):
             n = n_kept(problem, standing, line)
             counts["returns", n_left] += 1
-            counts["returns from solvable", n_left] += n_left > 0 and solvable(state)
+            counts["returns from solvable", n_left] += n_left > 0 and task.is_solvable(problem, state)
             if not n:
                 counts["returns to nowhere", n_left] += 1
                 break
@@ -79,9 +84,10 @@ def faults(problem, completion):
         after, error = (None, "") if state is None else task.step(problem, state, line)
         counts["steps", n_left] += 1
         counts["wrong steps", n_left] += n_left > 0 and after is None
-        if n_left and solvable(state):
+        if n_left and task.is_solvable(problem, state):
+            keeps = after is not None and task.is_solvable(problem, after)
             counts["steps from solvable", n_left] += 1
-            counts["steps that keep it solvable", n_left] += after is not None and solvable(after)
+            counts["steps that keep it solvable", n_left] += keeps
         if after is not None and n_left == problem.level:
             counts["repeated openings", n_left] += tuple(sorted(after)) in openings
             openings.add(tuple(sorted(after)))
@@ -113,11 +119,9 @@ def main():
     table, all_faults = [], []
     for temperature in args.temperatures:
         for targets in ("seen", "unseen"):
-            rng = np.random.default_rng([HELD_OUT_SEED, 1])
-            allowed = SEEN_TARGETS if targets == "seen" else UNSEEN_TARGETS
-            problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, allowed)
             with parser.errors():
-                check_room(model, problems, args.max_tokens)
+                allowed = SEEN_TARGETS if targets == "seen" else UNSEEN_TARGETS
+                problems = draw_problems(model, args, allowed)
             streams = sample_streams(model, problems, args.max_tokens, temperature, args.seed)
             about = {"checkpoint": args.init, "seed": args.seed, "temperature": temperature,
                      "targets": targets}
