@@ -32,6 +32,7 @@ OPERATORS = "+-*/"
 # of sums, 10 % of products (300 problems)
 PROMISING = "-/+*"
 HARD = 0.3      # early in training, the share of problems that must multiply or divide
+NEAR = 0.2              # a near miss is off by less than this share
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
 PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
 # *+ is possessive: there is nothing to try again in a list of numbers, so no memory is kept for that.
@@ -134,8 +135,27 @@ class Countdown(Task):
     def openings(self, state):
         return sorted(self.legal_steps(state), key=lambda step: PROMISING.index(STEP.match(step[0])[2]))
 
-    def slip(self, state, rng):
-        """Two of the numbers and a result near to right, or a quotient without its remainder."""
+    def near_misses(self, problem, state):
+        """
+        Steps that come near to what would help: with two numbers to the target, with three to a number that
+        makes the target with the other.
+        """
+        if len(state) > 3:
+            return []
+        return [(line, left) for line, left in self.legal_steps(state, 1000)
+                if any(0 < abs(left[-1] - wish) < NEAR * wish for wish in wishes(left[:-1], problem.target))]
+
+    def slip(self, problem, state, rng):
+        """
+        Two of the numbers and a result near to right, or a quotient without its remainder; or a near miss
+        that says it were none.
+        """
+        near = self.near_misses(problem, state) if rng.random() < 0.5 else []
+        if near:
+            line, left = near[rng.integers(len(near))]
+            others, result = left[:-1], left[-1]
+            wish = min(set(wishes(others, problem.target)) - {result}, key=lambda wish: abs(wish - result))
+            return f"{self.chosen_part(line)}{wish},{join((*others, wish))}\n"
         i, j = sorted(rng.choice(len(state), 2, replace=False))
         b, a = sorted((state[i], state[j]))
         op = OPERATORS[rng.integers(4)]
@@ -182,6 +202,16 @@ class Countdown(Task):
 
 def make_problem(numbers, target):
     return Problem("countdown", len(numbers), f"{join(numbers)}>{target}\n", numbers, target)
+
+
+def wishes(others, target):
+    """The numbers that make the target: alone, or with one other in the last step."""
+    if not others:
+        return [target]
+    other, = others
+    found = [target - other, target + other, other - target, target * other]
+    found += [x // y for x, y in ((target, other), (other, target)) if y and x % y == 0]
+    return [wish for wish in found if wish >= 0]
 
 
 def join(numbers):

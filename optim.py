@@ -1,5 +1,5 @@
 """
-The optimizers: Muon for the matrices of the blocks, AdamW for the rest.
+The optimizers: Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.
 """
 from collections import defaultdict
 
@@ -49,12 +49,23 @@ def orthogonalise(x):
     return x.float()
 
 
-def make_optimizers(model, lr):
-    """Muon for the matrices of the blocks, AdamW for embedding and heads, at the same learning rate."""
-    matrices = list(model.blocks.parameters())
-    modules = [model.wte, model.number, model.lm_head, model.value_head]
-    others = [weight for module in modules for weight in module.parameters()]
-    return [Muon(matrices, lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+OPTIMIZERS = "muon", "adamw"
+
+
+def make_optimizers(model, lr, kind="muon"):
+    """
+    "muon": Muon for the matrices of the blocks, AdamW for embedding and heads, at the same learning rate.
+    "adamw": AdamW for all. Muon moves a matrix as far in directions that are noise as in those that are not:
+    that learns fastest where the gradient is sure, and is wrong where most of it is noise, as in RL.
+    """
+    def adamw(modules):
+        weights = [weight for module in modules for weight in module.parameters()]
+        return torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    if kind == "adamw":
+        return [adamw([model])]
+    muon = Muon(list(model.blocks.parameters()), lr)
+    return [muon, adamw([model.wte, model.number, model.lm_head, model.value_head])]
 
 
 def optimizer_step(model, optimizers, lr, max_norm=1.0):

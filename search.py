@@ -46,6 +46,7 @@ from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verifie
 from budget import Settings
 from metrics import wilson
 from model import flops_per_token, load_checkpoint
+from streams import SEEN_TARGETS
 from traces import write_traces
 from tree import beam, depth_one, mcts
 from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, state_value, verify
@@ -257,7 +258,8 @@ def load_model(args, others=()):
 def load_problems(args):
     """What to measure on: a file's problems, fresh training problems for --save, else held-out ones."""
     if args.save:
-        return make_problems(args.task, args.level, args.n_problems, np.random.default_rng([args.seed, 2]))[0]
+        rng, targets = np.random.default_rng([args.seed, 2]), SEEN_TARGETS if args.streams else None
+        return make_problems(args.task, args.level, args.n_problems, rng, targets=targets)[0]
     if not args.problems:
         return held_out_problems(args.task, args.level, args.n_problems, args.split)
     problems = []

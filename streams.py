@@ -19,10 +19,12 @@ two numbers, the first and the third, and so on; then quotients, sums, products,
 comes twice before all were tried, the next follows from the last, and those come first that most often leave
 what can be solved.
 
-What the teacher knows. It stops at the first opening that can be solved: which one that is, and how to go on
-from it, the enumeration says. Now and then it misses one, and may have to go round again. What it tries from
-the others is chance. Of these tries only what follows from the choice is imitated: the result, the numbers
-left, and that it goes back. Some are slips, lines that are wrong, and only that it goes back is imitated.
+What the teacher knows. Which openings can be solved, and how to go on from them, the enumeration says. Some
+of these it leaves unfinished behind the first step, so that a stream shows more than one plan and may go
+round again; that it goes back from there is not imitated. What it tries from the other openings is chance, or
+comes near to what would help. Of these tries only what follows from the choice is imitated: the result, the
+numbers left, and that it goes back. Some are slips, lines that are wrong, and only that it goes back is
+imitated.
 """
 import math
 from itertools import cycle
@@ -33,13 +35,14 @@ UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: 
 SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARGETS]
 LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
 DEAD_END = 0.3          # P(a try goes on to the last step)
-SLIP = 0.1              # P(a try begins with a line that is wrong)
-MISS = 0.4              # P(an opening that can be solved, from more than two numbers, is tried in vain)
+SLIP = 0.15             # P(a try begins with a line that is wrong)
+NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would help, where there is one)
+MISS = 0.4              # P(an opening that can be solved, from more than two numbers, is left unfinished)
 # The lessons, by how far training is, from 0 to 1
-HARD_AFTER = 0.04       # after this most pieces show their first step only,
+HARD_AFTER = 0.03       # after this most pieces show their first step only,
 WHOLE_EVERY = 8         # and one lesson in so many all of it
-STREAMS_AFTER = 0.4     # after this every second lesson shows streams,
-LONG_AFTER = 0.5        # and after this long ones
+STREAMS_AFTER = 0.66    # after this every second lesson shows streams,
+LONG_AFTER = 0.7        # and after this long ones
 PIECES = 12             # a stream counts as so many pieces
 
 
@@ -69,8 +72,19 @@ class Stream:
         """A step whose choice is not to be imitated."""
         self.step(line, len(encode(self.task.chosen_part(line))))
 
-    def back(self, state):
-        self.write(f"wait {self.task.restate(self.problem, state)}\n")
+    def plan(self, state, start):
+        """The first step of a solution, to imitate, and that one goes back all the same, which is not."""
+        self.step(self.solution(state).split("\n")[0])
+        self.back(start, n_hidden=1)
+
+    def back(self, start, n_hidden=0):
+        self.write(f"wait {self.task.restate(self.problem, start)}\n", n_hidden)
+
+    def solution(self, state):
+        """The lines that lead from a state to the target."""
+        if self.task.is_solved(self.problem, state):
+            return ""
+        return self.task.solve(parse_problem(self.task.restate(self.problem, state)))
 
     def end(self):
         self.ids.append(EOS)
@@ -91,18 +105,19 @@ def stream(problem, rng, most=99):
     for line, left, solvable in cycle(openings):
         if solvable and (len(left) <= 2 or rng.random() >= MISS):
             break
-        tried.append((line, left))
+        tried.append((line, left, solvable))
     first = max(0, len(tried) - most)
-    for i, (wrong, state) in enumerate(tried[first:], first):
+    for i, (opening, state, unfinished) in enumerate(tried[first:], first):
         if i == first > 0:
-            written.wrong_step(wrong)                               # nothing that was shown leads here
+            written.wrong_step(opening)                             # nothing that was shown leads here
         else:
-            written.steps(wrong)
-        try_in_vain(written, state, rng)
-        written.back(start)
-    written.steps(line)
-    if not task.is_solved(problem, left):
-        written.steps(task.solve(parse_problem(task.restate(problem, left))))
+            written.steps(opening)
+        if unfinished:
+            written.plan(state, start)
+        else:
+            try_in_vain(written, state, rng)
+            written.back(start)
+    written.steps(line + written.solution(left))
     return written.end()
 
 
@@ -113,23 +128,32 @@ def try_in_vain(written, state, rng):
     """
     task, problem = written.task, written.problem
     if len(state) > 1 and rng.random() < SLIP:
-        written.step(task.slip(state, rng), n_hidden=math.inf)
+        written.step(task.slip(problem, state, rng), n_hidden=math.inf)
         return
     n_left = len(state) - 1                                             # steps to the end
     n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1
     for _ in range(n):
-        steps = [(line, left) for line, left in task.legal_steps(state, LARGEST + 1)
+        near = task.near_misses(problem, state) if rng.random() < NEAR_MISS else []
+        steps = [(line, left) for line, left in near or task.legal_steps(state, LARGEST + 1)
                  if not task.is_solvable(problem, left)]
         if steps:
             line, state = steps[rng.integers(len(steps))]
             written.wrong_step(line)
 
 
-def behind(problem, solution):
-    """What the first step of a worked solution leaves, a problem of its own, and its solution."""
-    task, lines = TASKS[problem.task], solution.splitlines(keepends=True)
-    state, _ = task.step(problem, task.start(problem), lines[0].rstrip())
-    return parse_problem(task.restate(problem, state)), "".join(lines[1:])
+def in_order(problem):
+    """The problem as a return restates it."""
+    task = TASKS[problem.task]
+    return parse_problem(task.restate(problem, task.in_order(task.start(problem))))
+
+
+def behind(problem, rng):
+    """What a right opening leaves, a problem of its own, and its solution."""
+    task, problem = TASKS[problem.task], in_order(problem)
+    opening = task.solve(problem, rng).split("\n")[0]
+    state, _ = task.step(problem, task.start(problem), opening)
+    rest = parse_problem(task.restate(problem, state))
+    return rest, task.solve(rest)
 
 
 def piece(problem, solution, whole):
@@ -142,27 +166,30 @@ def piece(problem, solution, whole):
     return written
 
 
-def reaction(problem, solution, rng):
+def plans(problem, rng, most=4):
     """
-    A part of every stream: what follows from a first step. Half of them are that of a worked solution, and
-    the rest of it follows; half are tries in vain, and one goes back. The choice of the step is not imitated.
+    A part of every stream: openings that can be solved, in any order, each with the first step of its
+    solution; the last of them is solved. Which openings is not imitated.
     """
     written = Stream(problem)
-    if rng.random() < 0.5:
-        first, rest = solution.split("\n", 1)
-        written.wrong_step(first)
-        written.steps(rest)
-        return written.end()
-    start = written.task.start(problem)
-    try_in_vain(written, start, rng)
-    written.back(written.task.in_order(start))
-    return written
+    task, start = written.task, written.task.in_order(written.task.start(problem))
+    right = [(line, left) for line, left in task.openings(start) if task.is_solvable(problem, left)]
+    chosen = rng.permutation(len(right))[:most]
+    for i in chosen:
+        line, left = right[i]
+        written.wrong_step(line)
+        if i == chosen[-1]:
+            written.steps(written.solution(left))
+        else:
+            written.plan(left, start)
+    return written.end()
 
 
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream: n pieces, or n / PIECES streams. Pieces are of problems a
-    level below: half as they are drawn, half as the first step of a worked solution leaves them.
+    What a step of training shows, a list of Stream. In the beginning n pieces, of problems a level below: a
+    quarter as they are drawn, the others as right openings leave them; later, in turn, these, n / 4 texts of
+    plans and n / PIECES streams.
     """
     def draw(level, n):
         return list(zip(*make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)))
@@ -170,9 +197,10 @@ def lesson(task, level, n, rng, step, progress):
     if progress > STREAMS_AFTER and step % 2:
         most = 99 if progress > LONG_AFTER else 4
         return [stream(problem, rng, most) for problem, _ in draw(level, n // PIECES)]
-    solved = draw(level - 1, n // 3) + [behind(*solved) for solved in draw(level, n // 3)]
+    if progress > STREAMS_AFTER and step % 4 and level > 3:
+        return [plans(problem, rng) for problem, _ in draw(level, n // 4)]
+    solved = draw(level - 1, n // 4) + [behind(problem, rng) for problem, _ in draw(level, n - n // 4)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
-        pieces = [piece(*one, whole=False) for one in solved]
-        return pieces + [reaction(*one, rng) for one in solved[::2] if level > 3]
-    pieces = [piece(*one, whole=True) for one in solved]
-    return pieces + [stream(problem, rng, 2) for problem, _ in solved[::2] if level > 3]
+        return [piece(*one, whole=False) for one in solved]
+    pieces = [piece(*one, whole=True) for one in solved[::2]]
+    return pieces + [stream(problem, rng, 2) for problem, _ in draw(level, n // 6) if level > 3]

@@ -120,7 +120,11 @@ class Task:
         """legal_steps, those first that most often leave what can be solved."""
         return self.legal_steps(state)
 
-    def slip(self, state, rng):
+    def near_misses(self, problem, state):
+        """Of the legal_steps those that come near to what would help."""
+        return []
+
+    def slip(self, problem, state, rng):
         """A line that looks like a step and is wrong, as a writer might err. Only where `enumerable`."""
         raise NotImplementedError
 

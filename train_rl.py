@@ -37,17 +37,18 @@ import torch
 import torch.nn.functional as F
 
 from model import load_checkpoint
-from optim import optimizer_step
+from optim import OPTIMIZERS, optimizer_step
 from sample import generate
 from streams import SEEN_TARGETS, stream
 from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
                      mean_over_processes, on_tokens, pack, share_of, take)
-from verify import EOS, NEWLINE, PAD, TASKS, decode, encode, is_correct, make_problems, replay
+from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps
 NEVER = 10 ** 9                             # a position that no text has
-DEFAULTS = {"steps": 80, "prompts": 128, "easier": 0, "half_life": 0, "lr": 1e-3, "sft_coef": 0.5}
-STREAM_DEFAULTS = {"steps": 90, "prompts": 48, "easier": 96, "half_life": 256, "lr": 8e-4, "sft_coef": 0.03}
+DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "optimizer": "muon", "lr": 1e-3, "sft_coef": 0.5}
+STREAM_DEFAULTS = {"steps": 170, "prompts": 48, "half_life": 256, "optimizer": "adamw", "lr": 3e-4,
+                   "sft_coef": 0.03}
 
 
 def make_parser():
@@ -57,11 +58,9 @@ def make_parser():
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="rollout batches (default 80, of streams 90)")
+                        help="rollout batches (default 80, of streams 170)")
     parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 128, of streams 48)")
-    parser.add_argument("--easier", type=count, metavar="N",
-                        help="problems a step of one level below, besides (default 0, of streams 96)")
     parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="completions for each problem (default 8)")
     parser.add_argument("--half-life", type=count, metavar="N",
@@ -69,8 +68,9 @@ def make_parser():
                              "thinking is free (default 0, of streams 256)")
     # the loss
     weight = between(0, 1000)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="default muon, of streams adamw")
     parser.add_argument("--lr", type=between(0, 1), metavar="X",
-                        help="peak learning rate (default 1e-3, of streams 8e-4)")
+                        help="peak learning rate (default 1e-3, of streams 3e-4)")
     parser.add_argument("--value-coef", type=weight, default=0.02, metavar="X",
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
@@ -126,18 +126,10 @@ def rollout(model, args, step, seconds):
 
 
 def draw_problems(args, rng):
-    """
-    The problems of a step, and worked solutions; the easier ones last. They are parts of the others: a stream
-    of four numbers plans three again and again, but learns only at its end how well.
-    """
-    def draw(flag, level):
-        n = share_of(getattr(args, flag), args, f"--{flag}")
-        targets = SEEN_TARGETS if args.streams else None
-        return make_problems(args.task, level, n, rng, targets=targets) if n else ([], [])
-
-    problems, solutions = draw("prompts", args.level)
-    easier, their_solutions = draw("easier", args.level - 1)
-    return problems + easier, solutions + their_solutions
+    """The problems of a step, and worked solutions."""
+    targets = SEEN_TARGETS if args.streams else None
+    return make_problems(args.task, args.level, share_of(args.prompts, args, "--prompts"), rng,
+                         targets=targets)
 
 
 def mark_attempts(batch, problems, completions, finished, streams=True):
@@ -404,11 +396,9 @@ def train(args, run):
                     seed = 1000 * args.seed + step
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
             count_tokens(run, args, batch, kept, demos, learnt=n_useful > 0)
-            # Not of the easier ones, which come last
-            own = slice(len(rewards) * args.prompts // (args.prompts + args.easier))
-            metrics = {"reward": rewards[own].mean().item(),
-                       "mixed": is_mixed(rewards[own], args.samples).float().mean().item(),
-                       "length": batch["action"][own].sum().item() / len(rewards[own]), **metrics}
+            metrics = {"reward": rewards.mean().item(),
+                       "mixed": is_mixed(rewards, args.samples).float().mean().item(),
+                       "length": batch["action"].sum().item() / len(rewards), **metrics}
             run.metrics = dict(zip(metrics, mean_over_processes(list(metrics.values()))))
     return seconds
 
@@ -444,10 +434,7 @@ def begin(args):
     for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    for flag in ("prompts", "easier"):
-        share_of(getattr(args, flag), args, f"--{flag}")                # or say why not
-    if args.easier and args.level - 1 not in TASKS[args.task].levels:
-        raise ValueError(f"--easier {args.easier}: {args.task} has no level {args.level - 1}")
+    share_of(args.prompts, args, "--prompts")                           # or say why not
     default = 2 if LOSSES[args.algo] is clipped_loss else 1
     args.epochs, args.minibatches = args.epochs or default, args.minibatches or default
     return model, parent, stopped
@@ -463,7 +450,7 @@ def main(parser=None):
         n_steps, total = args.steps - run.start, seconds["all"]
         parts = [f"{1000 * t / n_steps:.0f} ms {name} ({100 * t / total:.0f} %)"
                  for name, t in seconds.most_common()]
-        per_second = n_steps * (args.prompts + args.easier) * args.samples / total
+        per_second = n_steps * args.prompts * args.samples / total
         print(f"a step took {', '.join(parts)}: {per_second:.0f} rollouts a second")
 
 

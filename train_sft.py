@@ -62,10 +62,10 @@ def make_parser():
                              "instead, if the task can list them (default 0.5)")
     # the optimisation
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="optimizer steps (default 6800, of streams 14000; with --data as many as show "
+                        help="optimizer steps (default 6800, of streams 17500; with --data as many as show "
                              "each trace once)")
     parser.add_argument("--batch-size", type=whole(1, 10 ** 5), metavar="N",
-                        help="problems a step (default 64, of streams 96 pieces)")
+                        help="problems a step (default 64, of streams 128 pieces)")
     parser.add_argument("--lr", type=between(0, 1), metavar="X",
                         help="peak learning rate (default 3e-3, with --data 1e-3)")
     parser.add_argument("--value-coef", type=between(0, 1000), default=1.0, metavar="X",
@@ -75,6 +75,7 @@ def make_parser():
                         help="processes that make problems ahead; changes no result (default 0 on a CPU, "
                              "which has no core to spare, 1 with CUDA)")
     add_run_flags(parser, log_every=1000)
+    parser.set_defaults(optimizer="muon")
     return parser
 
 
@@ -362,11 +363,11 @@ def begin(args):
 def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
     of_streams = args.streams and not traces
-    args.batch_size = args.batch_size or (96 if of_streams else 64)
+    args.batch_size = args.batch_size or (128 if of_streams else 64)
     if share_of(args.batch_size, args, "--batch-size") < streams.PIECES and of_streams:
         raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.PIECES} for each process")
     n_all = -(-len(traces) // args.batch_size)
-    args.steps = args.steps or (n_all if traces else 14_000 if of_streams else 6800)
+    args.steps = args.steps or (n_all if traces else 17_500 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3
 
 

@@ -206,7 +206,7 @@ class Run:
         counted = stopped or parent or {}
         self.tokens, self.flops = counted.get("tokens", 0), counted.get("flops", 0)
         self.start, self.table = 0, []
-        self.optimizers = make_optimizers(model, args.lr)
+        self.optimizers = make_optimizers(model, args.lr, args.optimizer)
         if stopped:
             self.start, self.table = stopped["step"], stopped["table"]
             self.saved = self.start

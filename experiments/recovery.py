@@ -43,7 +43,7 @@ def begun(problem, beginning, rng):
         line, start = among[rng.integers(len(among))]
         written.step(line)
     if "slip" in beginning:
-        written.step(task.slip(start, rng))
+        written.step(task.slip(problem, start, rng))
     return written
 
 

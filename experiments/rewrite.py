@@ -14,6 +14,8 @@ A file of traces comes in, another goes out. What is written into it (`--write`)
                       the conjecture of Gwern (2024)
     continuations *   verdicts, where failed ones go on after ?no: as many `wait`s as lead back to before the
                       first wrong turn, from there a sample of the model's own that is right, and ?yes
+    mended *          failed streams up to where they first leave what they could have solved, and from there
+                      the solver's solution; streams that were never there are left out
 
 and what the value head is to learn at each line (`--label`), a process reward model's labels:
 
@@ -39,8 +41,9 @@ from tqdm import tqdm
 
 from model import flops_per_token, load_checkpoint
 from sample import generate
+from streams import Stream
 from traces import read_traces, standing_lines, without_verdict, write_traces
-from verify import EOS, TASKS, decode, encode, parse_problem, replay, state_value, verify
+from verify import EOS, TASKS, Step, decode, encode, n_kept, parse_problem, replay, state_value, verify
 
 BATCH = 128                                 # prefixes that are sampled from at once
 
@@ -177,6 +180,46 @@ def write_continuations(model, traces, n_samples, max_tokens, rng):
     return judged, n_tokens
 
 
+def mended(problem, completion):
+    """
+    A stream up to the first line, no opening, that leaves a state from which the problem could be solved, and
+    from there the solver's solution; None if there is no such line.
+    """
+    task, before = TASKS[problem.task], ""
+    standing = [Step(-1, task.start(problem))]
+    for number, line in enumerate(completion.split("\n")[:-1]):
+        state = standing[-1].state
+        returns, after = line.startswith("wait"), (None, "")
+        if state is not None and not returns:
+            after = task.step(problem, state, line)
+        if len(standing) > 1 and state is not None and task.is_solvable(problem, state) and not (
+                after[0] is not None and task.is_solvable(problem, after[0])):
+            written = Stream(problem)
+            written.steps(written.solution(state))
+            return before + decode(written.ids)
+        if returns:
+            n = n_kept(problem, standing, line)
+            if not n:
+                return None
+            del standing[n:]
+        else:
+            standing.append(Step(number, *after))
+        before += line + "\n"
+    return None
+
+
+def write_mended(traces):
+    """Right streams as they are, failed ones mended where that can be done."""
+    found = []
+    for trace in traces:
+        completion = trace["completion"]
+        if not trace["correct"]:
+            completion = mended(parse_problem(trace["prompt"]), completion)
+        if completion is not None:
+            found.append(new_trace(trace, completion))
+    return found
+
+
 def label(model, traces, how, n_samples, max_tokens, rng):
     """
     Add values: for each line the share of rollouts from there that are right, or whether it can still be
@@ -209,7 +252,7 @@ def parse_args():
                         help="traces, as search.py --save writes them (default out/found.jsonl)")
     parser.add_argument("--save", metavar="FILE", default="out/traces.jsonl",
                         help="where the new ones go (default out/traces.jsonl)")
-    kinds = ["attempts", "verdicts", "composites", "continuations"]
+    kinds = ["attempts", "verdicts", "composites", "continuations", "mended"]
     parser.add_argument("--write", default="attempts", choices=kinds,
                         help="what to write of them (default attempts: as they are)")
     parser.add_argument("--label", default="given", choices=["given", "rollouts", "exact"],
@@ -240,6 +283,8 @@ def main():
         traces = write_verdicts(traces)
     elif args.write == "composites":
         traces = write_composites(traces, rng)
+    elif args.write == "mended":
+        traces = write_mended(traces)
     elif args.write == "continuations":
         traces, n_tokens = write_continuations(model, traces, args.samples, max_tokens, rng)
     if args.label != "given":

@@ -3,11 +3,16 @@ How a stream gets better the longer it may think, and what goes wrong in it, hel
 
     python -m experiments.streams                   # out/rl.pt -> out/streams.csv, out/faults.csv
     python -m experiments.streams --init out/sft.pt --temperatures 0.7 1 --split validation
+    python -m experiments.streams --samples 64 --n-problems 100 --max-tokens 1024       # and out/lengths.csv
 
 streams.csv has A(b), the share of problems that one sample solves within b tokens, <|eos|> included, on
 targets that were trained on and on those that were not; faults.csv how often a step is wrong, an opening
 comes twice, one goes back to a state that was never there, or gives up one that can be solved, and how often
 a step keeps what can be solved solvable, by how many numbers are left.
+
+lengths.csv, of several samples for each problem, has the share that is right among the shortest fifth of all
+streams, the next, and so on; once of all streams together ("pooled"), where the long ones are those of hard
+problems, and once of the streams of each problem ("within"), where they are not.
 """
 import os
 from collections import Counter
@@ -38,7 +43,7 @@ def draw_problems(model, args, targets):
 
 
 def sample_streams(model, problems, max_tokens, temperature, seed):
-    """One stream for each problem: (completion, number of tokens, whether it is right)."""
+    """A stream for each problem: (completion, number of tokens, whether it is right)."""
     generator, streams = torch.Generator().manual_seed(seed), []
     for start in tqdm(range(0, len(problems), BATCH), desc="streams"):
         batch = problems[start:start + BATCH]
@@ -58,6 +63,26 @@ def curve(streams, max_tokens):
         spent = sum(min(length, budget) for _, length, _ in streams) / n
         rows.append({"budget": budget, "problems": n, "accuracy": solved / n, "ci_low": low, "ci_high": high,
                      "tokens_per_problem": spent})
+    return rows
+
+
+def by_length(streams, n_samples, n_parts=5):
+    """
+    Of n_samples streams for each problem, one problem after the other: how many are right in each part of
+    them by length, pooled and within problems, as rows of a table.
+    """
+    length = np.array([length for _, length, _ in streams]).reshape(-1, n_samples)      # (problems, samples)
+    right = np.array([correct for _, _, correct in streams], dtype=float).reshape(length.shape)
+    rows = []
+    for how, lengths, rights in (("pooled", length.reshape(1, -1), right.reshape(1, -1)),
+                                 ("within", length, right)):
+        order = lengths.argsort(axis=1, kind="stable")
+        parts = np.array_split(np.arange(order.shape[1]), n_parts)
+        for number, part in enumerate(parts, 1):
+            chosen = order[:, part]
+            rows.append({"how": how, "fifth": number, "problems": len(length), "samples": n_samples,
+                         "tokens": np.take_along_axis(lengths, chosen, 1).mean(),
+                         "accuracy": np.take_along_axis(rights, chosen, 1).mean()})
     return rows
 
 
@@ -111,28 +136,34 @@ def main():
                         help="to sample at (default 1)")
     parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",
                         help="problems with targets that were trained on, and as many others (default 1000)")
+    parser.add_argument("--samples", type=positive, default=1, metavar="N",
+                        help="streams for each problem (default 1); with 5 or more, lengths.csv too")
     parser.shared("--split", "--out", "--device", "--seed")
     args = parser.parse_args()
     with parser.errors():
         model = load_model(args)
     open_folder(args.out, "streams.csv", "faults.csv")
-    table, all_faults = [], []
+    table, all_faults, lengths = [], [], []
     for temperature in args.temperatures:
         for targets in ("seen", "unseen"):
             with parser.errors():
                 allowed = SEEN_TARGETS if targets == "seen" else UNSEEN_TARGETS
                 problems = draw_problems(model, args, allowed)
+            problems = [problem for problem in problems for _ in range(args.samples)]
             streams = sample_streams(model, problems, args.max_tokens, temperature, args.seed)
             about = {"checkpoint": args.init, "seed": args.seed, "temperature": temperature,
                      "targets": targets}
             rows = curve(streams, args.max_tokens)
             table += [about | row for row in rows]
             all_faults += [about | row for row in fault_rows(problems, streams)]
+            lengths += [about | row for row in by_length(streams, args.samples) if args.samples >= 5]
             shown = "  ".join(f"{row['budget']}: {100 * row['accuracy']:.1f}" for row in rows)
             print(f"T = {temperature}, {targets} targets, solved within  {shown}  %", flush=True)
     save_table(os.path.join(args.out, "streams.csv"), table)
     save_table(os.path.join(args.out, "faults.csv"), all_faults)
-    print(f"wrote {args.out}/streams.csv and {args.out}/faults.csv")
+    if lengths:
+        save_table(os.path.join(args.out, "lengths.csv"), lengths)
+    print(f"wrote {args.out}/streams.csv and {args.out}/faults.csv" + bool(lengths) * " and lengths.csv")
 
 
 if __name__ == "__main__":

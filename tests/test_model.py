@@ -13,7 +13,7 @@ import torch
 from common import choose_device, read_table, save_table, write_whole
 from model import (GPT, GPTConfig, KVCache, N_CIRCLES, PERIODS, flops_per_token, load_checkpoint,
                    number_circles, save_checkpoint)
-from optim import Muon, make_optimizers, optimizer_step
+from optim import OPTIMIZERS, Muon, make_optimizers, optimizer_step
 from verify import encode
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16)
@@ -118,10 +118,13 @@ def test_flops_count_the_matmuls():
     assert flops_per_token(model.config, 32) * 4 * 32 == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_overfits_one_batch():
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_overfits_one_batch(kind):
     torch.manual_seed(0)
     model, idx = GPT(CONFIG), torch.randint(64, (4, 9))
-    optimizers = make_optimizers(model, 1e-2)
+    optimizers = make_optimizers(model, 1e-2, kind)
+    trained = [id(weight) for each in optimizers for group in each.param_groups for weight in group["params"]]
+    assert sorted(trained) == sorted(map(id, model.parameters()))
     for _ in range(200):
         logits, _ = model(idx[:, :-1])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten())

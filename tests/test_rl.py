@@ -17,7 +17,7 @@ from trainer import by_length, pack
 from train_rl import ADVANTAGES, LOSSES, discounted, forward, forward_all, has_signal, make_parser, rollout
 from verify import EOS, PAD, decode, encode, parse_problem, verify
 
-ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, easier=0, samples=4,
+ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4,
                           seed=0, rank=0, processes=1,
                           algo="reinforce", lam=0.95, clip=0.2, epochs=1, minibatches=1, value_coef=0.5,
                           entropy_coef=0.0, sft_coef=0.0, half_life=None, streams=False)
@@ -220,20 +220,6 @@ def test_rollout_rows_are_prompt_completion_padding():
         problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
         completion = nxt[action].tolist()
         assert completion[-1] == EOS and verify(problem, decode(completion[:-1])).correct
-
-
-def test_easier_problems_come_last_and_are_not_counted_in_the_reward(monkeypatch):
-    args = with_flags(level=3, prompts=3, easier=5, max_tokens=30)
-    problems, solutions = train_rl.draw_problems(args, np.random.default_rng(0))
-    assert [problem.level for problem in problems] == [3] * 3 + [2] * 5
-    assert all(verify(*solved).correct for solved in zip(problems, solutions))
-    monkeypatch.setattr(train_rl, "is_correct", lambda problem, ids: problem.level == 2)
-    run = argparse.Namespace(model=random_model(), optimizers=[], steps=lambda: range(1),
-                             count=lambda *_: None)
-    train_rl.train(with_flags(level=3, prompts=3, easier=5, max_tokens=30, steps=1, lr=0.0), run)
-    assert run.metrics["reward"] == run.metrics["mixed"] == 0.0
-    batch, _ = rollout(run.model, args, 0, Counter())
-    assert batch["rewards"].tolist() == [0.0] * 12 + [1.0] * 20
 
 
 def test_rewards_belong_to_their_samples(monkeypatch):

@@ -1,13 +1,16 @@
 """
 The teacher of streams, held against replay, enumeration and the order of chance.
 """
+from collections import Counter
+
 import numpy as np
 import pytest
 
+from countdown import wishes
 from experiments.recovery import BEGINNINGS, begun, next_line
-from experiments.streams import curve, faults
+from experiments.streams import by_length, curve, faults
 from scripts import run, run_here, table
-from streams import PIECES, SEEN_TARGETS, UNSEEN_TARGETS, behind, piece, reaction, stream
+from streams import PIECES, SEEN_TARGETS, UNSEEN_TARGETS, behind, piece, plans, stream
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
@@ -45,31 +48,48 @@ def test_streams_are_right_and_their_openings_come_in_order(level):
             (in_order * 99)[:len(openings)])
         steps = [line for line in text.splitlines() if not line.startswith("wait")]
         assert all(line.endswith(f">{problem.target}") for line in steps)
-        assert faults(problem, text)["returns from solvable", 2] == 0
     assert n_missed == 0 if level < 4 else level == 5 or 3 < n_missed < 30
 
 
-def test_of_vain_tries_and_wrong_beginnings_results_are_imitated_but_no_choices():
-    n_hidden = n_slips = 0
+def lines_of(written):
+    """Each line of a stream with what stood before it, and which of its tokens are imitated."""
+    before, flags = "", list(written.imitate)
+    for line in decode([token for token in written.ids if token != EOS]).splitlines(keepends=True):
+        n = len(encode(line))
+        yield before, line, flags[:n]
+        before, flags = before + line, flags[n:]
+
+
+def of_result(line):
+    """Which tokens of a step follow from its choice."""
+    n_chosen = len(encode(TASK.chosen_part(line)))
+    return [False] * n_chosen + [True] * (len(encode(line)) - n_chosen)
+
+
+def test_what_is_imitated_of_streams():
+    counts = Counter()
     for problem, written in streams(4, 60):
-        text, at, opens = decode(written.ids[:-1]), 0, True
-        standing = {step.line for step in replay(problem, text).standing}
-        for number, line in enumerate(text.splitlines(keepends=True)):
-            flags = written.imitate[at:at + len(encode(line))]
-            at += len(flags)
-            if number in standing or line.startswith("wait") or opens:
-                assert all(flags)
-            elif not any(flags):
-                n_slips += 1
-                before = "".join(text.splitlines(keepends=True)[:number + 1])
-                assert replay(problem, before).state is None and text[len(before):].startswith("wait")
+        whole = decode(written.ids[:-1])
+        standing, opens = {step.line for step in replay(problem, whole).standing}, True
+        for number, (before, line, imitate) in enumerate(lines_of(written)):
+            if line.startswith("wait"):
+                assert all(imitate[1:]) and imitate[0] == (not state_value(problem, before))
+                counts["unfinished"] += not imitate[0]
+            elif number in standing or opens:
+                assert all(imitate)
+            elif state_value(problem, before):      # behind an opening that is left unfinished
+                assert all(imitate) and state_value(problem, before + line)
+                counts["plans"] += 1
+            elif any(imitate):
+                assert imitate == of_result(line)
+                counts["tries"] += 1
             else:
-                chosen = len(encode(TASK.chosen_part(line)))
-                assert flags == [False] * chosen + [True] * (len(flags) - chosen)
-                n_hidden += 1
+                assert replay(problem, before + line).state is None
+                assert whole[len(before + line):].startswith("wait")
+                counts["slips"] += 1
             opens = line.startswith("wait")
-        assert at == len(written.ids) - 1 and written.imitate[-1]
-    assert n_hidden > 200 and 5 < n_slips < 60
+    assert counts["tries"] > 200 and 10 < counts["slips"] < 90
+    assert 10 < counts["unfinished"] == counts["plans"] < 60
 
 
 def test_openings_come_in_the_order_of_their_operators():
@@ -102,20 +122,43 @@ def test_what_cannot_be_solved_has_no_stream():
     assert stream(parse_problem("1 1 1>100"), np.random.default_rng(0)) is None
 
 
-def test_slips_look_like_steps_and_are_wrong():
+@pytest.mark.parametrize("level", [2, 3, 4])
+def test_slips_look_like_steps_and_are_wrong(level):
     rng, reasons = np.random.default_rng(0), set()
-    for problem, _ in problems(3, 200):
-        line = TASK.slip(problem.numbers, rng).rstrip()
+    for problem, _ in problems(level, 200):
+        line = TASK.slip(problem, problem.numbers, rng).rstrip()
         state, reason = TASK.step(problem, problem.numbers, line)
         assert state is None and " is not " in reason, line
         reasons.add(line.replace("=", " ").translate(str.maketrans("", "", "0123456789, ")))
     assert reasons == set("+-*/")
 
 
+def test_near_misses_come_near():
+    problem = parse_problem("52 24 26>50")
+    wished = {24: [26, 74, 1200], 26: [24, 76, 1300], 52: [2, 102, 2600]}      # by the number that is left
+    near = TASK.near_misses(problem, problem.numbers)
+    for line, (other, result) in TASK.legal_steps(problem.numbers, 1000):
+        is_near = any(0 < abs(result - wish) < 0.2 * wish for wish in wished[other])
+        assert ((line, (other, result)) in near) == is_near, line
+    assert [line for line, _ in near] == ["52-24=28,26 28\n", "52+26=78,24 78\n"]
+    assert TASK.near_misses(problem, (24, 28)) == [("28+24=52,52\n", (52,))]
+    assert TASK.near_misses(problem, (1, 2, 3, 4)) == []
+
+
+def test_wishes_are_what_makes_the_target():
+    for problem, _ in problems(2, 100):
+        other, number = problem.numbers
+        makes = [result for _, (result,) in TASK.legal_steps(problem.numbers)]
+        assert (problem.target in makes) == (number in wishes((other,), problem.target))
+
+
 def test_pieces_are_solutions_and_their_first_steps():
+    rng = np.random.default_rng(0)
     for problem, solution in problems(4, 60):
-        left, rest = behind(problem, solution)
-        assert left.prompt == f"{solution.splitlines()[0].split(',')[1]}>{problem.target}\n"
+        left, rest = behind(problem, rng)
+        opened = {TASK.restate(problem, state) for _, state in
+                  TASK.openings(sorted(problem.numbers, reverse=True))}
+        assert left.prompt.rstrip() in opened
         for problem, solution in ((problem, solution), (left, rest)):
             written, hard = piece(problem, solution, True), piece(problem, solution, False)
             assert written.problem == hard.problem == problem
@@ -124,26 +167,29 @@ def test_pieces_are_solutions_and_their_first_steps():
             assert text.endswith(",") and text.count("=") == 1 and all(hard.imitate)
 
 
-def test_reactions_go_on_from_right_steps_and_back_from_wrong_ones():
-    n_right, rng = 0, np.random.default_rng(0)
-    for problem, solution in problems(3, 100):
-        written = reaction(problem, solution, rng)
-        ids, lines = written.ids, decode(written.ids).splitlines(keepends=True)
-        assert not any(written.imitate[:len(encode(TASK.chosen_part(lines[0])))])
-        if ids[-1] == EOS:
-            assert verify(problem, decode(ids[:-1])).correct
-            n_right += 1
-        else:
-            assert lines[-1] == wait_for(problem) and all(written.imitate[-len(encode(lines[-1])):])
-            assert not state_value(problem, "".join(lines[:-1]))
-    assert 30 < n_right < 70
+def test_plans_follow_right_openings_that_are_not_imitated():
+    rng, n_plans = np.random.default_rng(0), 0
+    for problem, _ in problems(4, 60):
+        written = plans(problem, rng)
+        assert written.ids[-1] == EOS and verify(problem, decode(written.ids[:-1])).correct
+        opens = True
+        for before, line, imitate in lines_of(written):
+            if line.startswith("wait"):
+                assert line == wait_for(problem) and imitate == [False] + [True] * (len(imitate) - 1)
+                n_plans += 1
+            elif opens:
+                assert imitate == of_result(line)
+            else:
+                assert all(imitate) and state_value(problem, before + line)
+            opens = line.startswith("wait")
+    assert 60 < n_plans < 180
 
 
 def test_lessons_depend_on_seed_and_step_and_grow_into_streams():
     args = make_parser().parse_args(["--streams", "--task", "countdown", "--level", "4", "--steps", "100",
                                      "--batch-size", "12"])
     lengths = []
-    for step in (0, 39, 50, 99):
+    for step in (0, 39, 68, 99):
         examples = streams_lesson(args, step)[1]
         assert [e.completion for e in examples] == [e.completion for e in streams_lesson(args, step)[1]]
         assert all(int(decode(e.prompt).split(">")[1]) in SEEN_TARGETS for e in examples)
@@ -193,6 +239,16 @@ def test_streams_are_begun_as_it_says():
 ])
 def test_what_the_next_line_does(before, completion, expected):
     assert next_line(parse_problem("9 3 5 2>24"), before, completion) == expected
+
+
+def test_pooled_lengths_are_confounded_and_those_within_problems_are_not():
+    # Ten streams each: of the easy problem all are right, of the hard one, which takes longer, the long ones
+    easy = [("", 10 + i, True) for i in range(10)]
+    hard = [("", 100 + i, i >= 8) for i in range(10)]
+    rows = by_length(easy + hard, 10)
+    pooled, within = ([row["accuracy"] for row in rows if row["how"] == how] for how in ("pooled", "within"))
+    assert pooled == [1, 1, 0.5, 0, 0.5] and within == [0.5, 0.5, 0.5, 0.5, 1]
+    assert [row["tokens"] for row in rows][5:] == [55.5, 57.5, 59.5, 61.5, 63.5]
 
 
 def test_a_curve_counts_what_ended_right_in_time():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments import rewrite
-from experiments.rewrite import (first_wrong_turn, label, sample_ends, write_composites, write_continuations,
-                                 write_verdicts)
+from experiments.rewrite import (first_wrong_turn, label, sample_ends, write_composites,
+                                 write_continuations, write_mended, write_verdicts)
 from scripts import run_here
 from traces import read_traces
 from verify import EOS, encode, parse_problem, state_value, verify
@@ -82,6 +82,24 @@ def test_composites_put_a_right_step_behind_a_wrong_one(attempts, rng):
     lost = "wait\n" + LIE + "?yes\nx\n"
     again = [attempts[0], trace(TURN + LIE), trace(lost)]   # the second turn of a stream; one that is lost
     assert texts(write_composites(again, rng)) == [RIGHT, TURN + corrected, lost]
+
+
+@pytest.mark.parametrize("failed, expected", [
+    # A right opening, a wrong turn, back: the turn is not taken
+    ("9-5=4,3 2 4>24\n3+2=5,4 5>24\nwait 9 5 3 2>24\n", "9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
+    # Given up at once; and a line that is wrong
+    ("9-5=4,3 2 4>24\nwait 9 5 3 2>24\n", "9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
+    ("9-5=4,3 2 4>24\n3*2=7,4 7>24\n", "9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
+    # A wrong opening is none of its business, nor is what stands before the turn
+    ("9+5=14,3 2 14>24\nwait 9 5 3 2>24\n9-5=4,3 2 4>24\n3*2=6,4 6>24\n6-4=2,2>24\n",
+     "9+5=14,3 2 14>24\nwait 9 5 3 2>24\n9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
+    ("9+5=14,3 2 14>24\nwait 9 5 3 2>24\n", None),
+    ("9+5=14,3 2 14>24\nwait 9 5 3 3>24\n9-5=4,3 2 4>24\n", None),
+])
+def test_streams_are_mended_where_they_leave_what_could_be_solved(failed, expected):
+    found = write_mended([trace(RIGHT), trace(failed)])
+    assert texts(found) == [RIGHT] + [expected] * (expected is not None)
+    assert all(new["correct"] for new in found)
 
 
 def test_continuations_go_on_from_the_first_wrong_turn(attempts, monkeypatch, rng):

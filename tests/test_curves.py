@@ -1,0 +1,96 @@
+"""
+The scaling curves: laws that are known are found again, losses are what the formula says, rows are run once.
+"""
+import argparse
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.curves import compute_optimal, fit_sizes, plan_loss, size_runs
+from model import GPT, GPTConfig
+from scripts import run_here, table
+from verify import TASKS, encode, make_problems
+
+
+def law(budget, parameters):
+    """A loss whose lowest point is at 1000 FLOPs^0.4, where it is 5 FLOPs^-0.3."""
+    lowest, flops = 1000 * budget ** 0.4, budget * 1e12
+    return {"budget": budget, "flops": flops, "parameters": parameters, "depth": parameters,
+            "plan_loss": 5 * budget ** -0.3 * math.exp(0.1 * math.log(parameters / lowest) ** 2)}
+
+
+def rows_of(budgets, sizes, noise=0.0):
+    rng = np.random.default_rng(0)
+    rows = [law(budget, size) | {"seed": seed} for budget in budgets for size in sizes for seed in range(3)]
+    return [row | {"plan_loss": row["plan_loss"] * math.exp(noise * rng.normal())} for row in rows]
+
+
+SIZES = [500, 1000, 2000, 4000, 8000]
+
+
+def test_lowest_points_and_exponents_are_found_again():
+    rows = rows_of([5, 10, 20, 40], SIZES)
+    flops, parameters, loss = compute_optimal(rows)
+    assert np.allclose(flops, np.array([5, 10, 20, 40]) * 1e12)
+    assert np.allclose(parameters, 1000 * (flops / 1e12) ** 0.4)
+    assert np.allclose(loss, 5 * (flops / 1e12) ** -0.3)
+    of_parameters, of_loss = fit_sizes(rows, n_draws=20)
+    assert of_parameters["fitted"] == pytest.approx(0.4) and of_loss["fitted"] == pytest.approx(0.3)
+    assert of_loss["low"] == pytest.approx(0.3) and of_loss["high"] == pytest.approx(0.3)
+
+
+def test_noise_widens_the_intervals_and_they_hold_the_truth():
+    of_parameters, of_loss = fit_sizes(rows_of([5, 10, 20, 40], SIZES, noise=0.03), n_draws=200)
+    assert of_parameters["low"] < 0.4 < of_parameters["high"] and of_loss["low"] < 0.3 < of_loss["high"]
+    assert of_loss["low"] < of_loss["fitted"] < of_loss["high"]
+
+
+def test_a_budget_with_one_size_is_foretold_and_not_fitted():
+    held_out = [row | {"plan_loss": 99.0} for row in rows_of([80], [6000])]
+    laws = fit_sizes(rows_of([5, 10, 20, 40], SIZES) + held_out, n_draws=20)
+    assert laws[2]["quantity"] == "loss at 80 TFLOP" and laws[2]["measured"] == 99.0
+    assert laws[2]["fitted"] == pytest.approx(5 * 80 ** -0.3)
+    assert laws[1]["fitted"] == pytest.approx(0.3)
+
+
+def test_a_lowest_point_is_within_the_sizes_that_were_tried():
+    too_small = [100, 200, 400]
+    assert compute_optimal(rows_of([10], too_small))[1] == pytest.approx(400)
+    upside_down = [row | {"plan_loss": 1 / row["plan_loss"]} for row in rows_of([10], SIZES)]
+    assert compute_optimal(upside_down)[1] == pytest.approx(500)
+
+
+def test_the_loss_of_a_plan_by_hand():
+    problems, solutions = make_problems("countdown", 3, 20, np.random.default_rng(0))
+    lengths = [len(encode(TASKS["countdown"].hard_part(solution))) for solution in solutions]
+    model = GPT(GPTConfig(1, 2, 16))        # its output layer starts at zero: all tokens are equally likely
+    assert plan_loss(model, problems, solutions) == pytest.approx(np.mean(lengths) * math.log(64))
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+        together = plan_loss(model, problems, solutions)
+        nll = 0.0
+        for problem, solution in zip(problems, solutions):
+            prompt, part = encode(problem.prompt), encode(TASKS["countdown"].hard_part(solution))
+            logprobs = model(torch.tensor([prompt + part]))[0].log_softmax(-1)[0]
+            nll -= sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(part))
+    assert together == pytest.approx(nll / 20, rel=1e-4)
+
+
+def test_steps_of_each_size_cost_the_same():
+    args = argparse.Namespace(seeds=[0], budgets=[10], depths=[1, 3, 6])
+    steps = [about["steps"] for about, _, _ in size_runs(args)]
+    assert steps[1] == round(10e12 / 5.9e9) and steps[0] > 5 * steps[1] and steps[2] < steps[1] / 3
+
+
+def test_rows_are_run_once_and_tables_hold_all(tmp_path, capsys):
+    flags = ["sizes", "--budgets", "0.02", "--depths", "1", "2", "--n-problems", "8",
+             "--out", tmp_path / "runs", "--results", tmp_path]
+    run_here("experiments.curves", *flags, "--seeds", "0")
+    first = table(tmp_path / "sizes.csv")
+    assert [row["depth"] for row in first] == ["1", "2"] and all(float(row["plan_loss"]) for row in first)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("sft.pt")}
+    run_here("experiments.curves", *flags, "--seeds", "0")
+    assert table(tmp_path / "sizes.csv") == first
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("sft.pt")}
