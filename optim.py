@@ -55,8 +55,8 @@ OPTIMIZERS = "muon", "adamw"
 def make_optimizers(model, lr, kind="muon"):
     """
     "muon": Muon for the matrices of the blocks, AdamW for embedding and heads, at the same learning rate.
-    "adamw": AdamW for all. Muon moves a matrix as far in directions that are noise as in those that are not:
-    that learns fastest where the gradient is sure, and is wrong where most of it is noise, as in RL.
+    "adamw": AdamW for all. Muon moves a matrix as far in directions that are noise as in those that are not,
+    and learns fastest where the gradient is sure; in RL, where most of it is noise, AdamW is as good.
     """
     def adamw(modules):
         weights = [weight for module in modules for weight in module.parameters()]
