@@ -46,7 +46,9 @@ def draw_sizes(figure, rows):
     left.plot(parameters, loss, "k*", label="compute-optimal")
     left.set(xlabel="parameters", ylabel="loss of a plan (nats a problem)", xscale="log", yscale="log")
     left.legend(fontsize=8)
-    left.margins(x=0.15)
+    sizes = sorted({row["parameters"] for row in rows})
+    left.set_xticks(sizes, [f"{size / 1e6:.2g}M" for size in sizes])
+    left.set_xlim(sizes[0] / 1.3, sizes[-1] * 2.2)                      # room for the labels
     for i, depth in enumerate(depths):
         color = GRAYS(0.85 * i / max(1, len(depths) - 1))
         members = sorted((row for row in averaged if row["depth"] == depth), key=lambda row: row["flops"])
@@ -62,8 +64,19 @@ def draw_sizes(figure, rows):
             at = [np.mean([row["flops"] for row in rows if row["budget"] == budget]) for budget in foretold]
             right.plot(at, np.exp(height) * np.array(at) ** slope, "k*", label="foretold")
         right.legend(fontsize=8)
+    most = max(row["flops"] for row in rows)
     right.set(xlabel="training compute (FLOPs)", xscale="log", yscale="log")
-    right.margins(x=0.15)
+    right.set_xlim(right=most * (most / min(row["flops"] for row in rows)) ** 0.2)
+    for axis in (left, right):
+        axis.minorticks_off()
+        ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if is_drawn(tick, rows)]
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def is_drawn(tick, rows):
+    """Whether a tick is among what is drawn."""
+    losses = [row["plan_loss"] for row in rows]
+    return min(losses) / 1.5 < tick < max(losses) * 1.5
 
 
 def draw_rl(figure, rows):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.curves import compute_optimal, fit_sizes, plan_loss, size_runs
+from common import save_table
+from experiments.curves import KS, compute_optimal, fit_sizes, plan_loss, size_runs
 from model import GPT, GPTConfig
 from scripts import run_here, table
 from verify import TASKS, encode, make_problems
@@ -94,3 +95,20 @@ def test_rows_are_run_once_and_tables_hold_all(tmp_path, capsys):
     run_here("experiments.curves", *flags, "--seeds", "0")
     assert table(tmp_path / "sizes.csv") == first
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("sft.pt")}
+
+
+def test_pictures_are_drawn_of_what_is_there(tmp_path):
+    rows = [row | {"seed": 0} for row in rows_of([5, 10], SIZES) + rows_of([80], [6000])]
+    save_table(tmp_path / "sizes.csv", rows)
+    of_rl = [{"kind": kind, "budget": budget, "flops": 4e13 + budget * 1e12, "single_best_t": 0.8,
+              **{f"pass{k}": 0.7 for k in KS}}
+             for kind, budget in (("base", 0), ("RL", 1), ("RL", 3), ("more SFT", 1))]
+    save_table(tmp_path / "rl.csv", of_rl)
+    ran = run_here("experiments.plot_curves", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    for name in ("sizes.png", "rl.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "rl.csv").write_text("a,b\n1,2\n")
+    refused = run_here("experiments.plot_curves", tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "rl.csv" in refused.stderr
+    assert run_here("experiments.plot_curves", tmp_path / "none").returncode == 2
