@@ -90,7 +90,7 @@ def show_stream(model, problem, args, live):
         print(problem.prompt.rstrip(), end="")
     settings = Settings(args.max_tokens, torch.Generator().manual_seed(args.seed), watch=watch)
     result, = one_stream(model, [problem], args.budgets[-1], settings)
-    print("\n" if live else f"{problem.prompt}{result.completion}", end="")
+    print("\n" if live else f"{problem.prompt}{result.completion.rstrip()}\n", end="")
     finish(problem, result, args, partial(stream_page, problem, tokens))
 
 

@@ -147,13 +147,18 @@ def choose_device(name="auto"):
 def run_script(main):
     """
     Call main. What the disk refuses and what the memory has no room for is told in one line, with exit status
-    2; Ctrl-C and other signals end quietly, with what is half-written removed.
+    2; Ctrl-C and other signals end quietly, with what is half-written removed, and so does a reader that has
+    enough, such as head.
     """
     keep_memory()
     for signum in stop_signals()[1:]:
         signal.signal(signum, end_quietly)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python tries it once more
+        sys.exit(128 + 13)                  # as SIGPIPE would
     except OSError as error:
         fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:            # the second is torch's, also for other things

@@ -31,7 +31,7 @@ OPERATORS = "+-*/"
 # What most often leaves what can be solved: of four numbers 32 % of differences do, 30 % of quotients, 20 %
 # of sums, 10 % of products (300 problems)
 PROMISING = "-/+*"
-HARD = 0.3      # early in training, the share of problems that must multiply or divide
+MULTIPLY = 0.3      # early in training, the share of problems that must multiply or divide
 NEAR = 0.2              # a near miss is off by less than this share
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
 PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
@@ -45,6 +45,8 @@ class Countdown(Task):
     unit = "numbers"
     levels = range(2, 7)
     default_level = 3
+    rules = ("Make the number behind > from all the others, each used once, with + - * and /. A line says "
+             'what is computed, then which numbers are left. `wait` takes steps back.')
     example = "9 3 5 2>24"
     checkable = True
     enumerable = True
@@ -176,7 +178,7 @@ class Countdown(Task):
     def draw(self, level, n, rng, accept, progress, targets=None):
         """Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1)."""
         wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
-        hard = HARD * min(1.0, 2 - 2 * progress)                    # to the natural share in the second half
+        hard = MULTIPLY * min(1.0, 2 - 2 * progress)            # to the natural share in the second half
         problems, solutions = [None] * n, [None] * n
         width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
         waiting, n_draws = np.arange(n), 0

@@ -37,6 +37,7 @@ class Expression(Task):
     unit = "operators"
     levels = range(1, 9)
     default_level = 4
+    rules = "Work it out: each line has the same value and fewer operators. `wait` takes steps back."
     example = "(12+7)*3-5="
 
     def owns(self, text):

@@ -1,5 +1,5 @@
 """
-A small GPT with a value head; its cache, its FLOPs, its checkpoints.
+A small GPT with a value head; its cache, its FLOPs.
 
 The block is the one that small models learn arithmetic fastest with: norms without gains, rotary positions
 (RoPE), normed queries and keys, a ReLU-squared MLP, no biases, output layers that start at zero. And each
@@ -10,17 +10,12 @@ size: `--depth 3` is 3 layers, 4 heads, 128 wide (0.6M parameters).
 Weights are float32. Where the processor multiplies bfloat16 natively, activations are bfloat16 and each
 weight is cast where it is used: about twice as fast, and simpler than autocast.
 """
-import io
 import math
-import os
-import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-from common import write_whole
 
 SHARPNESS = 1.4         # of attention: queries and keys are normed, which bounds their products
 LONG = 64               # from so many tokens on sharpness grows with the logarithm of their number
@@ -184,7 +179,7 @@ class KVCache:
         shape = config.n_layer, B, T_all, config.head_size
         self.k = torch.zeros(shape, dtype=model.compute_dtype or weight.dtype, device=weight.device)
         self.v = torch.zeros_like(self.k)
-        self.columns = None                 # (T,), where the tokens that are being read go
+        self.columns = None                 # (T,), set by the sampler: where the tokens that are read go
         self.T = T_all                      # so many columns are looked at
 
     def look_at(self, T):
@@ -195,7 +190,10 @@ class KVCache:
             self.k, self.v = F.pad(self.k, (0, 0, 0, more)), F.pad(self.v, (0, 0, 0, more))
 
     def copy(self, other, rows, T):
-        """Take the first T columns of rows (n,) of another cache as the first n rows."""
+        """
+        Take the first T columns of rows (n,) of another cache as the first n rows, and look at these. There
+        may be fewer columns here.
+        """
         self.look_at(T)
         n = len(rows)
         self.k[:, :n, :T] = other.k[:, rows, :T]
@@ -300,73 +298,3 @@ def to_device(model, device):
         native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     model.compute_dtype = torch.bfloat16 if native else None
     return model.to(device)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Checkpoints
-
-KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "optimizers": list}
-FLAGS = {"task": str, "level": int, "max_tokens": int, "steps": int, "lr": float | int, "seed": int}
-LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a checkpoint may ask for
-
-
-def save_checkpoint(path, model, optimizers=(), **state):
-    """
-    Weights, config, optimizers and whatever else a run must know to go on (numbers, strings, tensors, lists,
-    dicts).
-    """
-    checkpoint = {"config": asdict(model.config), "model": model.state_dict(),
-                  "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
-    buffer = io.BytesIO()
-    torch.save(checkpoint | state, buffer)  # not to the file: torch would hide what the disk says
-    with write_whole(path) as file:
-        file.write(buffer.getbuffer())
-
-
-def is_finite(model):
-    """Whether no weight is inf or nan: a sum is finite only if all its terms are."""
-    return torch.stack([weight.detach().sum() for weight in model.parameters()]).isfinite().all().item()
-
-
-def load_checkpoint(path, device="cpu", needs=()):
-    """
-    (model, all that was saved). ValueError, in one line, for a file that is missing, damaged, not a
-    checkpoint, or lacks one of the keys in needs, and for weights that are not finite.
-    """
-    path = str(path)
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()     # the CRC of every part: torch.load would not look
-        if damaged:
-            raise ValueError(f"{damaged} does not match its checksum")
-        # To the CPU first: AdamW keeps its step there, and would wait for the GPU at each one if it were
-        # there.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
-        for name, most in LARGEST.items():
-            if not 1 <= getattr(config, name) <= most:
-                raise ValueError(f"{name} is not from 1 to {most}")
-        with torch.device("meta"):          # takes no memory, however much the config asks for
-            shapes = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
-        if shapes != {name: weight.shape for name, weight in weights.items()}:
-            raise ValueError("its weights are not of the shapes that its config says")
-        model = GPT(config)
-        model.load_state_dict(weights)
-        if not is_finite(model):
-            raise ValueError("some weights are nan or inf")
-        missing = [key for key in needs if key not in checkpoint]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        wrong = [key for key in needs if not isinstance(checkpoint[key], KINDS[key])]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is a {type(checkpoint[wrong[0]]).__name__}")
-        flags = checkpoint.get("flags", {})
-        wrong = [name for name in FLAGS if not isinstance(flags.get(name), FLAGS[name] | None)]
-        if wrong:
-            raise ValueError(f"its flag {wrong[0]} is {str(flags[wrong[0]])[:20]!r}")
-    except Exception as error:              # pickle, zip and torch raise a dozen kinds
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None
-    return to_device(model, torch.device(device)), checkpoint

@@ -24,6 +24,7 @@ def write_page(path, page, problem, outcome, checkpoint):
     about = {"prompt": prompt, "outcome": outcome, "checkpoint": checkpoint}
     data = json.dumps(page | about, separators=(",", ":")).replace("<", "\\u003c")      # no </script> in it
     text = TEMPLATE.read_text(encoding="utf-8").replace("{{prompt}}", html.escape(prompt))
+    text = text.replace("{{rules}}", html.escape(TASKS[problem.task].rules))
     with write_whole(path) as file:
         file.write(text.replace("{{data}}", data).encode())
     print(f"wrote {path}")

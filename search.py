@@ -29,6 +29,7 @@ marked so (*). Four methods need no model at all, to compare with: random legal 
 in order, in the order of a heuristic, and at random with a look one step ahead.
 """
 import os
+import re
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,8 +45,9 @@ from ask import answer, converse
 from baselines import by_heuristic, depth_first, looking_ahead, random_paths
 from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
 from budget import Settings
+from checkpoint import load_checkpoint
 from metrics import wilson
-from model import flops_per_token, load_checkpoint
+from model import flops_per_token
 from streams import SEEN_TARGETS
 from traces import write_traces
 from tree import beam, depth_one, mcts
@@ -233,9 +235,10 @@ def make_parser():
                         help="search fresh training problems, with one method and one budget, and save all "
                              "solutions that were found, right and wrong, as traces for train_sft.py --data")
     parser.add_argument("--ask", nargs="?", const=STDIN, metavar="PROMPT",
-                        help='solve one problem and show the tree, as in --ask "25 8 7>24"; without a '
+                        help='solve one problem, in quotes, as in --ask "25 8 7>24", and show the tree or '
+                             "the stream; the last of --budgets is the most tokens it may take. Without a "
                              "prompt, those that you type or pipe in, one a line, until Ctrl-D. Before any "
-                             "training, with the checkpoint that comes with the scripts")
+                             "training, with the checkpoint that comes with the scripts, a model of streams")
     parser.add_argument("--html", metavar="FILE",
                         help="with --ask PROMPT: write a page that shows the search step by step")
     # the run
@@ -252,6 +255,8 @@ def load_model(args, others=()):
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
+    if args.task != checkpoint["flags"].get("task", args.task):
+        raise ValueError(f"--task {args.task}: {args.init} was trained on {checkpoint['flags']['task']}")
     return model
 
 
@@ -287,11 +292,16 @@ def check(problem, args):
 
 def read_problem(text, model, args):
     """The problem in a text, if this model can be asked it. ValueError says why not."""
-    problem = check(parse_problem(text), args)
+    problem = check(parse_problem(tidy(text)), args)
     check_room(model, [problem], args.max_tokens)
     if not state_value(problem, ""):
-        raise ValueError(f"{text} has no solution: all ways were tried")
+        raise ValueError(f"{text} has no solution that uses every number once: all ways were tried")
     return problem
+
+
+def tidy(text):
+    """What a user typed, without spaces where the language has none."""
+    return re.sub(" ?> ?", ">", " ".join(text.split()))
 
 
 def check_room(model, problems, max_tokens):
@@ -318,6 +328,10 @@ def run(parser, args):
     with parser.errors():
         if args.html and args.ask in (None, STDIN):
             raise ValueError("--html shows one problem: give it with --ask PROMPT")
+        if args.html and not args.html.endswith(".html"):
+            raise ValueError(f"--html {args.html}: the name of a page ends in .html")
+        if args.ask not in (None, STDIN) and args.level is None:
+            args.level = parse_problem(tidy(args.ask)).level        # whatever the model was trained on
         # Who names a folder means the model in it
         model = load_model(args, [SHIPPED] if args.ask and "out" not in args.given else [])
         args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)

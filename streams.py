@@ -43,7 +43,7 @@ HARD_AFTER = 0.03       # after this most pieces show their first step only,
 WHOLE_EVERY = 8         # and one lesson in so many all of it
 STREAMS_AFTER = 0.66    # after this every second lesson shows streams,
 LONG_AFTER = 0.7        # and after this long ones
-PIECES = 12             # a stream counts as so many pieces
+STREAM = 12             # a stream counts as so many pieces
 
 
 class Stream:
@@ -51,7 +51,13 @@ class Stream:
 
     def __init__(self, problem):
         self.problem, self.task = problem, TASKS[problem.task]
+        self.start = self.task.in_order(self.task.start(problem))       # as a return restates it
         self.ids, self.imitate = [], []
+
+    def openings(self):
+        """All first steps in their order: (line, what is left, whether that can be solved)."""
+        return [(line, left, self.task.is_solvable(self.problem, left))
+                for line, left in self.task.openings(self.start)]
 
     def write(self, text, n_hidden=0):
         """Some text, of which the first tokens are not to be imitated."""
@@ -68,17 +74,18 @@ class Stream:
         for line in lines.splitlines():
             self.step(line)
 
-    def wrong_step(self, line):
+    def unchosen_step(self, line):
         """A step whose choice is not to be imitated."""
         self.step(line, len(encode(self.task.chosen_part(line))))
 
-    def plan(self, state, start):
+    def plan(self, state):
         """The first step of a solution, to imitate, and that one goes back all the same, which is not."""
         self.step(self.solution(state).split("\n")[0])
-        self.back(start, n_hidden=1)
+        self.back(imitated=False)
 
-    def back(self, start, n_hidden=0):
-        self.write(f"wait {self.task.restate(self.problem, start)}\n", n_hidden)
+    def back(self, imitated=True):
+        """The return to the problem. That one goes back may not be imitated, where to always is."""
+        self.write(f"wait {self.task.restate(self.problem, self.start)}\n", n_hidden=not imitated)
 
     def solution(self, state):
         """The lines that lead from a state to the target."""
@@ -94,29 +101,26 @@ class Stream:
 
 def stream(problem, rng, most=99):
     """A stream that ends solved; None if there is no solution. It shows so many wrong openings at most."""
-    written = Stream(problem)
-    task, start = written.task, written.task.in_order(written.task.start(problem))
-    small = dict(task.legal_steps(start, LARGEST + 1))
-    openings = [(line, left, task.is_solvable(problem, left)) for line, left in task.openings(start)]
-    openings = [opening for opening in openings if opening[0] in small or opening[2]]
+    written, tried = Stream(problem), []
+    openings = [(line, left, solvable) for line, left, solvable in written.openings()
+                if solvable or left[-1] <= LARGEST]
     if not any(solvable for _, _, solvable in openings):
         return None
-    tried = []
     for line, left, solvable in cycle(openings):
         if solvable and (len(left) <= 2 or rng.random() >= MISS):
             break
         tried.append((line, left, solvable))
     first = max(0, len(tried) - most)
     for i, (opening, state, unfinished) in enumerate(tried[first:], first):
-        if i == first > 0:
-            written.wrong_step(opening)                             # nothing that was shown leads here
+        if i == first > 0:                  # it begins later in the order: nothing that is shown leads here
+            written.unchosen_step(opening)
         else:
             written.steps(opening)
         if unfinished:
-            written.plan(state, start)
+            written.plan(state)
         else:
             try_in_vain(written, state, rng)
-            written.back(start)
+            written.back()
     written.steps(line + written.solution(left))
     return written.end()
 
@@ -138,20 +142,15 @@ def try_in_vain(written, state, rng):
                  if not task.is_solvable(problem, left)]
         if steps:
             line, state = steps[rng.integers(len(steps))]
-            written.wrong_step(line)
-
-
-def in_order(problem):
-    """The problem as a return restates it."""
-    task = TASKS[problem.task]
-    return parse_problem(task.restate(problem, task.in_order(task.start(problem))))
+            written.unchosen_step(line)
 
 
 def behind(problem, rng):
     """What a right opening leaves, a problem of its own, and its solution."""
-    task, problem = TASKS[problem.task], in_order(problem)
+    task, start = TASKS[problem.task], Stream(problem).start
+    problem = parse_problem(task.restate(problem, start))
     opening = task.solve(problem, rng).split("\n")[0]
-    state, _ = task.step(problem, task.start(problem), opening)
+    state, _ = task.step(problem, start, opening)
     rest = parse_problem(task.restate(problem, state))
     return rest, task.solve(rest)
 
@@ -172,16 +171,15 @@ def plans(problem, rng, most=4):
     solution; the last of them is solved. Which openings is not imitated.
     """
     written = Stream(problem)
-    task, start = written.task, written.task.in_order(written.task.start(problem))
-    right = [(line, left) for line, left in task.openings(start) if task.is_solvable(problem, left)]
-    chosen = rng.permutation(len(right))[:most]
-    for i in chosen:
+    right = [(line, left) for line, left, solvable in written.openings() if solvable]
+    *others, last = rng.permutation(len(right))[:most]
+    for i in others:
         line, left = right[i]
-        written.wrong_step(line)
-        if i == chosen[-1]:
-            written.steps(written.solution(left))
-        else:
-            written.plan(left, start)
+        written.unchosen_step(line)
+        written.plan(left)
+    line, left = right[last]
+    written.unchosen_step(line)
+    written.steps(written.solution(left))
     return written.end()
 
 
@@ -189,14 +187,14 @@ def lesson(task, level, n, rng, step, progress):
     """
     What a step of training shows, a list of Stream. In the beginning n pieces, of problems a level below: a
     quarter as they are drawn, the others as right openings leave them; later, in turn, these, n / 4 texts of
-    plans and n / PIECES streams.
+    plans and n / STREAM streams.
     """
     def draw(level, n):
         return list(zip(*make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)))
 
     if progress > STREAMS_AFTER and step % 2:
         most = 99 if progress > LONG_AFTER else 4
-        return [stream(problem, rng, most) for problem, _ in draw(level, n // PIECES)]
+        return [stream(problem, rng, most) for problem, _ in draw(level, n // STREAM)]
     if progress > STREAMS_AFTER and step % 4 and level > 3:
         return [plans(problem, rng) for problem, _ in draw(level, n // 4)]
     solved = draw(level - 1, n // 4) + [behind(problem, rng) for problem, _ in draw(level, n - n // 4)]

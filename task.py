@@ -27,6 +27,7 @@ class Task:
     unit = ""                               # what a level counts, in the plural
     levels = range(0)
     default_level = 0
+    rules = ""                              # for whoever sees a page of it for the first time
     example = ""                            # of a prompt
     checkable = False                   # whether a finished solution can be checked without a hidden answer
     # Whether all steps from a state can be listed (legal_steps), and level - 1 of them make a completion.

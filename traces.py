@@ -11,7 +11,7 @@ import json
 
 from common import write_whole
 from task import show
-from verify import encode, parse_problem, replay, verify
+from verify import encode, parse_problem, replay, split_of, verify
 
 VERDICTS = ("?yes", "?no")
 KINDS = {"prompt": (str, "a text"), "completion": (str, "a text"), "correct": (bool, "true or false"),
@@ -56,8 +56,8 @@ def write_traces(path, traces):
 
 def read_traces(path, longest=None, task=None, level=None):
     """
-    The traces of a file as dicts. ValueError names the line that is wrong, over `longest` tokens, or of
-    another task or level than is asked for.
+    The traces of a file as dicts. ValueError names the line that is wrong, over `longest` tokens, or, if they
+    are to be learnt from, of another task or level than is learnt, or of a problem that is held out.
     """
     traces = []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -70,6 +70,8 @@ def read_traces(path, longest=None, task=None, level=None):
                 if task and (problem.task, problem.level) != (task, level):
                     raise ValueError(f"it is {problem.task} at level {problem.level}, and what is learnt is "
                                      f"{task} at level {level}")
+                if task and split_of(problem) != "train":
+                    raise ValueError(f"a {split_of(problem)} problem, which nothing may be learnt from")
             except (ValueError, RecursionError) as error:               # the second of what is nested deeply
                 raise ValueError(f"{path}, line {number}: {error}") from None
             traces.append(trace)

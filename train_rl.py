@@ -8,7 +8,7 @@ A step: (1) sample several completions for each of a batch of fresh problems; (2
 that ends and that the verifier accepts, else 0; (3) drop the problems that give no signal; (4) turn rewards
 into an advantage for each token; (5) one or more optimizer steps on the policy loss, plus the value head's.
 
-An algorithm is an entry in each of two tables, `ADVANTAGES` and `LOSSES`:
+An algorithm is an entry in `ALGORITHMS`:
 
     filter      advantage = reward: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022)
     reinforce   advantage = reward - mean reward of the problem's samples; one on-policy step, so no ratio
@@ -28,6 +28,7 @@ nor too hard.
 import math
 import os
 from collections import Counter
+from typing import Callable, NamedTuple
 
 # First, so that Ctrl-C while torch is imported ends quietly
 from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script, whole
@@ -36,7 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import load_checkpoint
+from checkpoint import load_checkpoint
 from optim import OPTIMIZERS, optimizer_step
 from sample import generate
 from streams import SEEN_TARGETS, stream
@@ -56,7 +57,7 @@ def make_parser():
     # the start
     parser.shared("--init", "--task", "--level", "--max-tokens")
     # the rollouts
-    parser.add_argument("--algo", default="reinforce", choices=ADVANTAGES, help="default reinforce")
+    parser.add_argument("--algo", default="reinforce", choices=ALGORITHMS, help="default reinforce")
     parser.add_argument("--steps", type=positive, metavar="N",
                         help="rollout batches (default 80, of streams 170)")
     parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
@@ -104,7 +105,9 @@ def rollout(model, args, step, seconds):
     device = model.wte.weight.device
     rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
     with clock(seconds, "making problems"):
-        problems, solutions = draw_problems(args, rng)
+        n = share_of(args.prompts, args, "--prompts")
+        problems, solutions = make_problems(args.task, args.level, n, rng,
+                                            targets=SEEN_TARGETS if args.streams else None)
         prompts = [encode(problem.prompt) for problem in problems]
         demos = demonstrations(problems, solutions, rng, device, args) if args.sft_coef else None
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
@@ -123,13 +126,6 @@ def rollout(model, args, step, seconds):
             of_rows = [problem for problem in problems for _ in range(args.samples)]
             mark_attempts(batch, of_rows, completions, finished, args.streams)
     return batch, demos
-
-
-def draw_problems(args, rng):
-    """The problems of a step, and worked solutions."""
-    targets = SEEN_TARGETS if args.streams else None
-    return make_problems(args.task, args.level, share_of(args.prompts, args, "--prompts"), rng,
-                         targets=targets)
 
 
 def mark_attempts(batch, problems, completions, finished, streams=True):
@@ -154,8 +150,8 @@ def demonstrations(problems, solutions, rng, device, args):
     "imitate" (B, T).
     """
     if args.streams:
-        streams = [stream(problem, rng) for problem in problems]
-        completions, imitate = [text.ids for text in streams], [text.imitate for text in streams]
+        written = [stream(problem, rng) for problem in problems]
+        completions, imitate = [text.ids for text in written], [text.imitate for text in written]
     else:
         completions = [encode(solution) + [EOS] for solution in solutions]
         imitate = [[True] * len(ids) for ids in completions]
@@ -169,20 +165,15 @@ def longest(args, step):
     return round(share * args.max_tokens)
 
 
-def is_mixed(rewards, group_size):
-    """Which groups have right and wrong samples: rewards (B,) -> (B / group_size,)."""
-    groups = rewards.view(-1, group_size)
+def is_mixed(rewards, args):
+    """Which groups have right and wrong samples: rewards (B,) -> (B / --samples,)."""
+    groups = rewards.view(-1, args.samples)
     return groups.max(1).values > groups.min(1).values
 
 
-def has_signal(rewards, args):
-    """
-    Which groups there is something to learn from: those that are mixed. The filter needs a right sample only,
-    and so does who has to learn to be quick.
-    """
-    if args.algo == "filter" or args.half_life:
-        return rewards.view(-1, args.samples).max(1).values > 0
-    return is_mixed(rewards, args.samples)
+def has_right(rewards, args):
+    """Which groups have a right sample."""
+    return rewards.view(-1, args.samples).max(1).values > 0
 
 
 def discounted(batch, args):
@@ -202,8 +193,9 @@ def discounted(batch, args):
         return rewards.expand_as(batch["old_values"])
     decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
     position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
-    to_the_end = decay ** (position[:, -1:] - position)
-    # The mean over all beginnings, anew, of what is to come: where a stream was cut off, that is anew again
+    to_the_end = decay ** (position[:, -1:] - position)         # the factor from here to the end
+    # What a new attempt is worth, over all n that began: anew = (sum of rewards * to_the_end, and where a
+    # stream was cut off, of anew * to_the_end) / n. Solved for anew:
     goes_on = batch["goes_on"][:, None]
     known = sum_of_groups(rewards * to_the_end * begins, args)
     anew = known / (sum_of_groups(begins, args) - sum_of_groups(goes_on * to_the_end * begins, args))
@@ -280,8 +272,16 @@ def clipped_loss(logprobs, batch, args):
     return -torch.minimum(ratio * batch["advantages"], clipped * batch["advantages"])
 
 
-ADVANTAGES = {"filter": filter_advantages, "reinforce": reinforce_advantages, "ppo": gae_advantages}
-LOSSES = {"filter": policy_gradient_loss, "reinforce": policy_gradient_loss, "ppo": clipped_loss}
+class Algorithm(NamedTuple):
+    advantages: Callable
+    loss: Callable
+    has_signal: Callable = is_mixed         # which groups there is something to learn from
+    passes: int = 1                         # --epochs and --minibatches, if they are not given
+
+
+ALGORITHMS = {"filter": Algorithm(filter_advantages, policy_gradient_loss, has_signal=has_right),
+              "reinforce": Algorithm(reinforce_advantages, policy_gradient_loss),
+              "ppo": Algorithm(gae_advantages, clipped_loss, passes=2)}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -308,11 +308,12 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     """
     All optimizer steps on one batch of rollouts; returns the metrics of the last one. Adds columns to batch.
     """
+    algorithm = ALGORITHMS[args.algo]
     old_values = batch["old_values"]        # what the policy that sampled thought: for explained_variance
-    if LOSSES[args.algo] is clipped_loss:                   # the ratio must not see how the sampler rounds
+    if algorithm.loss is clipped_loss:      # the ratio must not see how the sampler rounds
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     batch["returns"] = discounted(batch, args)
-    batch["advantages"] = ADVANTAGES[args.algo](batch, args) * batch["action"]
+    batch["advantages"] = algorithm.advantages(batch, args) * batch["action"]
     generator, grad_norm = torch.Generator().manual_seed(seed), 0.0
     for _ in range(args.epochs):
         order = torch.randperm(len(batch["idx"]), generator=generator)
@@ -331,7 +332,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
                 for key, x in measured.items():
                     metrics[key] += ((x * part["action"]).sum() / n_tokens).item()
             if args.sft_coef:
-                imitate(model, demos, args.sft_coef)
+                imitate_teacher(model, demos, args.sft_coef)
             average_gradients(model)
             grad_norm = optimizer_step(model, optimizers, lr)
     return {**metrics, "grad_norm": grad_norm, "explained_variance": explained_variance(batch, old_values)}
@@ -340,7 +341,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
 def losses(model, batch, args):
     """The loss of each token, and what is measured on the way: (B, T), dict of (B, T)."""
     logprobs, entropy, values = forward(model, batch)
-    loss = LOSSES[args.algo](logprobs, batch, args)
+    loss = ALGORITHMS[args.algo].loss(logprobs, batch, args)
     value_loss = F.binary_cross_entropy_with_logits(values, batch["returns"], reduction="none")
     loss = loss + args.value_coef * value_loss - args.entropy_coef * entropy
     logratio = (logprobs - batch["old_logprobs"]).detach()
@@ -350,7 +351,7 @@ def losses(model, batch, args):
     return loss, measured
 
 
-def imitate(model, demos, coef):
+def imitate_teacher(model, demos, coef):
     """
     To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
     """
@@ -385,6 +386,8 @@ def train(args, run):
             batch, demos = rollout(run.model, args, step, seconds)
             rewards = batch["rewards"]
             # 3. Drop the groups without signal.
+            # Who has to learn to be quick learns from groups that are all right, too.
+            has_signal = has_right if args.half_life else ALGORITHMS[args.algo].has_signal
             useful = has_signal(rewards, args)
             kept = take(batch, useful.repeat_interleave(args.samples))
             # 4, 5. Advantages, losses, steps: see learn.
@@ -397,7 +400,7 @@ def train(args, run):
                     metrics = learn(run.model, run.optimizers, kept, demos, args, lr, seed)
             count_tokens(run, args, batch, kept, demos, learnt=n_useful > 0)
             metrics = {"reward": rewards.mean().item(),
-                       "mixed": is_mixed(rewards, args.samples).float().mean().item(),
+                       "mixed": is_mixed(rewards, args).float().mean().item(),
                        "length": batch["action"].sum().item() / len(rewards), **metrics}
             run.metrics = dict(zip(metrics, mean_over_processes(list(metrics.values()))))
     return seconds
@@ -409,7 +412,7 @@ def count_tokens(run, args, batch, kept, demos, learnt):
     n_read = prompt_lengths[::args.samples].sum().item()
     n_new, n_kept = batch["action"].sum().item(), (kept["idx"] != PAD).sum().item()
     n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and learnt else 0
-    n_old = n_kept if LOSSES[args.algo] is clipped_loss else 0          # the log-probs of the old policy
+    n_old = n_kept if ALGORITHMS[args.algo].loss is clipped_loss else 0         # the old policy's log-probs
     n_learnt = args.epochs * (n_kept + args.minibatches * n_demo)
     lengths = (batch["idx"] != PAD).sum(1).float()                      # a long text has long contexts
     context = (lengths.square().sum() / lengths.sum() / 2).item()
@@ -435,8 +438,8 @@ def begin(args):
         if getattr(args, name) is None:
             setattr(args, name, default)
     share_of(args.prompts, args, "--prompts")                           # or say why not
-    default = 2 if LOSSES[args.algo] is clipped_loss else 1
-    args.epochs, args.minibatches = args.epochs or default, args.minibatches or default
+    passes = ALGORITHMS[args.algo].passes
+    args.epochs, args.minibatches = args.epochs or passes, args.minibatches or passes
     return model, parent, stopped
 
 

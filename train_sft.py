@@ -12,7 +12,7 @@ fails (`honest`).
 
 The value head learns P(this ends correct) at every token (binary cross-entropy, the outcome as label: Cobbe
 et al. 2021, section 3): from those random steps, and in the second half, now and then, from the model's own
-attempts as well, which the verifier judges.
+attempts as well, which the verifier judges. With --streams it learns nothing here (RL teaches it a little).
 """
 import math
 import signal
@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import streams
-from model import GPT, GPTConfig, load_checkpoint, to_device
+from checkpoint import load_checkpoint
+from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
 from sample import generate
 from traces import imitated_lines, read_traces
@@ -87,22 +88,22 @@ class Example:
     prompt: list                            # token ids
     completion: list                        # token ids, <|eos|> included where it ended
     imitate: list                           # of bool, for each token of the completion
-    labels: list        # P(this ends correct) of what stands before each of these tokens, nan where unknown
+    labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
 
 
 def worked(problem, solution):
     """A worked solution to imitate."""
-    ids = encode(solution) + [EOS]
-    return Example(encode(problem.prompt), ids, [True] * len(ids), [math.nan] * len(ids))
+    return to_imitate(problem, encode(solution) + [EOS])
 
 
 def hard_part(problem, solution):
     """The part of a worked solution that is hard to learn."""
     part = TASKS[problem.task].hard_part(solution)
-    if part == solution:
-        return worked(problem, solution)
-    ids = encode(part)
-    return Example(encode(problem.prompt), ids, [True] * len(ids), [math.nan] * len(ids))
+    return to_imitate(problem, encode(part)) if part != solution else worked(problem, solution)
+
+
+def to_imitate(problem, ids):
+    return Example(encode(problem.prompt), ids, [True] * len(ids))
 
 
 def arithmetic_only(task, text):
@@ -185,7 +186,8 @@ def make_batch(examples, device):
     action = batch["action"]                # (B, T), whether what follows belongs to the completion
     imitate = on_tokens([flag for example in examples for flag in example.imitate], action)
     labels = torch.full(action.shape, math.nan, device=device)
-    labels[action] = torch.tensor([label for example in examples for label in example.labels], device=device)
+    known = [example.labels or [math.nan] * len(example.completion) for example in examples]
+    labels[action] = torch.tensor(sum(known, []), device=device)
     return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
 
 
@@ -201,11 +203,11 @@ def draw_problems(args, step):
 
 def stage(args, step):
     """
-    What a step shows: "all" solutions in full, in the beginning; later most often the "hard part"; every
-    sixth time the "whole", in part random steps.
+    What a step shows: in the "beginning" solutions in full; later most often the "hard part"; every sixth
+    time the "whole", in part random steps.
     """
     if step <= HARD_PART_AFTER * args.steps:
-        return "all"
+        return "beginning"
     return "hard part" if step % WHOLE_EVERY else "whole"
 
 
@@ -225,12 +227,7 @@ def streams_lesson(args, step):
     n = share_of(args.batch_size, args, "--batch-size")
     rng = np.random.default_rng([args.seed, step, 0, args.rank])
     written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
-    return [], [from_stream(text) for text in written]
-
-
-def from_stream(written):
-    unknown = [math.nan] * len(written.ids)
-    return Example(encode(written.problem.prompt), written.ids, written.imitate, unknown)
+    return [], [Example(encode(text.problem.prompt), text.ids, text.imitate) for text in written]
 
 
 def traces_lesson(traces, args, step):
@@ -273,7 +270,8 @@ def learning_rate(args, step):
 def train(args, run, lesson):
     """Do all steps of a run; lesson(args, step) says what each learns from: (problems, examples)."""
     n_workers = args.workers if args.workers is not None else int(run.device.type == "cuda")
-    for step, (problems, examples) in zip(run.steps(), Lessons(lesson, args, run.start).load(n_workers)):
+    lessons = Lessons(lesson, args, run.start).load(n_workers)
+    for step, (problems, examples) in zip(run.steps(), lessons):        # steps first: they end last, and save
         # 1. Now and then, add the model's own attempts, for the value head.
         n_sampled = 0
         if problems and step >= args.steps / 2 and step % VALUE_EVERY == 0:
@@ -364,8 +362,8 @@ def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
     of_streams = args.streams and not traces
     args.batch_size = args.batch_size or (128 if of_streams else 64)
-    if share_of(args.batch_size, args, "--batch-size") < streams.PIECES and of_streams:
-        raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.PIECES} for each process")
+    if share_of(args.batch_size, args, "--batch-size") < streams.STREAM and of_streams:
+        raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.STREAM} for each process")
     n_all = -(-len(traces) // args.batch_size)
     args.steps = args.steps or (n_all if traces else 17_500 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3

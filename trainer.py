@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from common import (catch_signals, choose_device, fail, lock_folder, open_folder, positive, save_table,
                     set_aside)
+from checkpoint import is_finite, load_checkpoint, save_checkpoint
 from metrics import evaluate, evaluate_streams, value_auc
-from model import flops_per_token, is_finite, load_checkpoint, save_checkpoint
+from model import flops_per_token
 from optim import make_optimizers
 from sample import generate
 from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,

@@ -316,4 +316,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    from common import run_script
+    run_script(main)

@@ -9,7 +9,6 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
     retries    half of the examples with random steps take them back, and a solution follows
 """
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +58,7 @@ def retry(problem, solution, rng):
     again = encode(solution) + [EOS]
     completion = ids + back + again
     imitate = follows + [False] * len(back) + [True] * len(again)
-    return Example(encode(problem.prompt), completion, imitate, [math.nan] * len(completion))
+    return Example(encode(problem.prompt), completion, imitate)
 
 
 def retries_lesson(args, step):

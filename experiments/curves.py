@@ -21,6 +21,7 @@ import glob
 import json
 import os
 import shlex
+from argparse import Namespace
 from itertools import product
 
 # First, so that Ctrl-C while torch is imported ends quietly
@@ -32,12 +33,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from checkpoint import load_checkpoint
 from experiments.league import run
 from metrics import pass_at_k
-from model import GPTConfig, flops_per_token, load_checkpoint
+from model import GPTConfig, flops_per_token
 from sample import generate
-from trainer import by_length, pack
-from verify import EOS, HELD_OUT_SEED, TASKS, encode, held_out_problems, is_correct, make_problems
+from train_sft import hard_part, make_batch
+from trainer import by_length
+from verify import EOS, TASKS, encode, held_out_problems, is_correct
 
 TERA = 1e12
 SFT_STEP, RL_STEP = 5.9e9, 93e9             # FLOPs of a step of each script's defaults, at depth 3
@@ -91,34 +94,32 @@ def name(about):
 @torch.no_grad()
 def plan_loss(model, problems, solutions):
     """The mean of -log P(first step of the worked solution, up to its result), in nats a problem."""
-    parts = [encode(TASKS[problem.task].hard_part(text)) for problem, text in zip(problems, solutions)]
-    batch = pack([encode(problem.prompt) for problem in problems], parts, model.wte.weight.device)
+    examples = [hard_part(problem, solution) for problem, solution in zip(problems, solutions)]
     total = 0.0
-    for _, part in by_length(batch):
+    for _, part in by_length(make_batch(examples, model.wte.weight.device)):
         logits, _ = model(part["idx"])                                  # (B, T, V)
-        targets = part["next"].where(part["action"], -1)                # (B, T)
-        total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
+        total += F.cross_entropy(logits.flatten(0, 1), part["targets"].flatten(), ignore_index=-1,
                                  reduction="sum").item()
     return total / len(problems)
 
 
-def measure_size(model, row, args):
-    problems, solutions = make_problems(args.task, args.level, args.n_problems,
-                                        np.random.default_rng([HELD_OUT_SEED, 1]), "test")
-    return {key: float(row[key]) for key in ("greedy", "sampled", "pass16")} | {
+def measure_size(model, of):
+    problems = held_out_problems(of.task, of.level, of.n_problems)
+    solutions = [TASKS[of.task].solve(problem) for problem in problems]
+    return {key: float(of.last[key]) for key in ("greedy", "sampled", "pass16")} | {
         "plan_loss": plan_loss(model, problems, solutions)}
 
 
-def measure_coverage(model, row, args):
+def measure_coverage(model, of):
     """pass@k from N_SAMPLES samples of each problem, and what search.py found."""
-    problems = held_out_problems(args.task, args.level, args.n_problems, "test")
-    generator, counts = torch.Generator().manual_seed(args.seed), []
+    problems = held_out_problems(of.task, of.level, of.n_problems)
+    generator, counts = torch.Generator().manual_seed(of.seed), []
     for problem in tqdm(problems, desc="samples"):
         prompts = [encode(problem.prompt)]
-        samples = generate(model, prompts, args.max_tokens, 1.0, (EOS,), generator, N_SAMPLES)
+        samples = generate(model, prompts, of.max_tokens, 1.0, (EOS,), generator, N_SAMPLES)
         counts.append(sum(is_correct(problem, ids) for ids in samples.finished((EOS,))))
     found = {f"pass{k}": float(np.mean([pass_at_k(N_SAMPLES, c, k) for c in counts])) for k in KS}
-    single = {line["method"]: float(line["accuracy"]) for line in read_table(f"{args.folder}/search.csv")}
+    single = {line["method"]: float(line["accuracy"]) for line in read_table(f"{of.folder}/search.csv")}
     return found | {"single_best_t": single["single sample (best T)"]}
 
 
@@ -129,45 +130,74 @@ EXPERIMENTS = {"sizes": (size_runs, measure_size, [5, 10, 20, 40]),
 
 def make_row(about, commands, checkpoint, measure, args):
     """Run the commands of a row, unless its folder has it, and measure what they made."""
-    args.folder = os.path.join(args.out, args.experiment, name(about))
-    path = os.path.join(args.folder, "row.json")
+    folder, seed = os.path.join(args.out, args.experiment, name(about)), about["seed"]
+    path = os.path.join(folder, "row.json")
     if os.path.exists(path):
-        with open(path) as file:
-            return json.load(file)
-    os.makedirs(args.folder, exist_ok=True)
-    model_path = os.path.join(args.folder, checkpoint)
+        return read_row(path)
+    os.makedirs(folder, exist_ok=True)
+    model_path = os.path.join(folder, checkpoint)
     for command in commands:
-        run(command, os.path.join(args.folder, "log.txt"), out=args.folder, model=model_path,
-            seed=about["seed"], n_problems=args.n_problems)
+        run(command, os.path.join(folder, "log.txt"), out=folder, model=model_path, seed=seed,
+            n_problems=args.n_problems)
     last = read_table(model_path.replace(".pt", ".csv"))[-1]
     model, saved = load_checkpoint(model_path, choose_device(args.device), needs=("flags",))
-    args.task, args.level, args.max_tokens = (saved["flags"][key] for key in ("task", "level", "max_tokens"))
-    args.seed = about["seed"]
-    row = about | {key: float(last[key]) for key in ("flops", "parameters", "tokens")}
-    row |= measure(model, last, args)
+    flags = {key: saved["flags"][key] for key in ("task", "level", "max_tokens")}
+    of = Namespace(folder=folder, last=last, seed=seed, n_problems=args.n_problems, **flags)
+    row = about | {key: float(last[key]) for key in ("flops", "parameters", "tokens")} | measure(model, of)
     with write_whole(path) as file:
         file.write(json.dumps(row).encode())
     return row
 
 
+def read_row(path):
+    with open(path) as file:
+        return json.load(file)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The law of sizes
 
-def compute_optimal(rows):
-    """
-    For each budget with three sizes or more, its FLOPs, the parameters at the lowest point of the parabola,
-    kept within the sizes that were tried, and the loss there: three arrays.
-    """
-    found = []
+def by_budget(rows):
+    """Those budgets that are fitted, with three sizes or more, and the others: two dicts of their rows."""
+    fitted, foretold = {}, {}
     for budget in sorted({row["budget"] for row in rows}):
         members = [row for row in rows if row["budget"] == budget]
-        if len({row["depth"] for row in members}) < 3:
-            continue
-        x = np.log([row["parameters"] for row in members])
-        a, b, c = np.polyfit(x, np.log([row["plan_loss"] for row in members]), 2)
-        lowest = np.clip(-b / (2 * a), x.min(), x.max()) if a > 0 else x[np.argmin(np.polyval((a, b, c), x))]
-        flops = np.mean([row["flops"] for row in members])
-        found.append((flops, np.exp(lowest), np.exp(np.polyval((a, b, c), lowest))))
+        enough = len({row["depth"] for row in members}) > 2
+        (fitted if enough else foretold)[budget] = members
+    return fitted, foretold
+
+
+def column(rows, key):
+    return np.array([row[key] for row in rows])
+
+
+def parabola(members):
+    """log(loss) as a polynomial of log(parameters)."""
+    return np.polyfit(np.log(column(members, "parameters")), np.log(column(members, "plan_loss")), 2)
+
+
+def power_law(x, y):
+    """(exponent, factor) of y = factor x^exponent."""
+    exponent, height = np.polyfit(np.log(x), np.log(y), 1)
+    return exponent, np.exp(height)
+
+
+def flops_of(budgets):
+    """The mean FLOPs of the runs of each budget."""
+    return np.array([column(members, "flops").mean() for members in budgets.values()])
+
+
+def compute_optimal(rows):
+    """
+    For each budget that is fitted, its FLOPs, the parameters at the lowest point of the parabola, kept within
+    the sizes that were tried, and the loss there: three arrays.
+    """
+    found = []
+    for members in by_budget(rows)[0].values():
+        x, curve = np.log(column(members, "parameters")), parabola(members)
+        a, b, _ = curve
+        lowest = np.clip(-b / (2 * a), x.min(), x.max()) if a > 0 else x[np.argmin(np.polyval(curve, x))]
+        found.append((column(members, "flops").mean(), np.exp(lowest), np.exp(np.polyval(curve, lowest))))
     return np.array(found).reshape(-1, 3).T
 
 
@@ -177,24 +207,19 @@ def fit_sizes(rows, n_draws=1000):
     foretell for budgets that were not fitted: rows of a table, with 95 % intervals.
     """
     seeds, rng = sorted({row["seed"] for row in rows}), np.random.default_rng(0)
-    foretold = {}
-    for row in rows:
-        if len({other["depth"] for other in rows if other["budget"] == row["budget"]}) < 3:
-            foretold.setdefault(row["budget"], []).append(row)
+    foretold = by_budget(rows)[1]
 
     def quantities(drawn):
         flops, parameters, loss = compute_optimal(drawn)
-        a, _ = np.polyfit(np.log(flops), np.log(parameters), 1)
-        slope, height = np.polyfit(np.log(flops), np.log(loss), 1)
-        at = [np.mean([row["flops"] for row in members]) for members in foretold.values()]
-        return [a, -slope, *np.exp(height + slope * np.log(at))] if at else [a, -slope]
+        exponent, factor = power_law(flops, loss)
+        return [power_law(flops, parameters)[0], -exponent, *factor * flops_of(foretold) ** exponent]
 
     def draw():
         return [row for seed in rng.choice(seeds, len(seeds)) for row in rows if row["seed"] == seed]
 
     names = ["exponent of parameters", "exponent of loss"]
     names += [f"loss at {budget} TFLOP" for budget in foretold]
-    measured = ["", "", *(np.mean([row["plan_loss"] for row in members]) for members in foretold.values())]
+    measured = ["", "", *(column(members, "plan_loss").mean() for members in foretold.values())]
     low, high = np.percentile([quantities(draw()) for _ in range(n_draws)], (2.5, 97.5), axis=0)
     return [dict(zip(("quantity", "fitted", "low", "high", "measured"), line))
             for line in zip(names, quantities(rows), low, high, measured)]
@@ -245,10 +270,8 @@ def main():
         shown = {key: round(value, 3) for key, value in row.items() if key not in ("tokens", "parameters")}
         bar.write("  ".join(f"{key} {value}" for key, value in shown.items()))
     # All there are, also those that were run with other flags
-    table = []
-    for path in sorted(glob.glob(f"{glob.escape(os.path.join(args.out, args.experiment))}/*/row.json")):
-        with open(path) as file:
-            table.append(json.load(file))
+    folder = glob.escape(os.path.join(args.out, args.experiment))
+    table = [read_row(path) for path in sorted(glob.glob(f"{folder}/*/row.json"))]
     path = os.path.join(args.results, f"{args.experiment}.csv")
     save_table(path, table)
     print(f"wrote {path}: {len(table)} rows")

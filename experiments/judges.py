@@ -23,7 +23,7 @@ import best_of_n
 import search
 from best_of_n import sample_n, vote
 from budget import Budget, Result
-from model import load_checkpoint
+from checkpoint import load_checkpoint
 from sample import for_inference, generate, pad
 from search import Method
 from traces import standing_lines, without_verdict

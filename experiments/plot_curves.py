@@ -17,66 +17,67 @@ from common import Parser, fail, run_script
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.curves import KS, TERA, compute_optimal
+from experiments.curves import KS, TERA, by_budget, column, compute_optimal, flops_of, parabola, power_law
 from plot import means, read, save_figure
 
-GRAYS = plt.get_cmap("viridis")
+COLORS = plt.get_cmap("viridis")
 
 
 def draw_sizes(figure, rows):
     left, right = figure.subplots(1, 2)
-    averaged = means(rows, ["budget", "depth"], ["flops", "parameters", "plan_loss"])
-    budgets, depths = (sorted({row[key] for row in rows}) for key in ("budget", "depth"))
-    fitted = [b for b in budgets if len({row["depth"] for row in rows if row["budget"] == b}) > 2]
-    for i, budget in enumerate(fitted):
-        color = GRAYS(0.85 * i / max(1, len(fitted) - 1))
-        members = [row for row in averaged if row["budget"] == budget]
-        members.sort(key=lambda row: row["parameters"])
-        all_seeds = [row for row in rows if row["budget"] == budget]
-        left.plot([row["parameters"] for row in all_seeds], [row["plan_loss"] for row in all_seeds], ".",
-                  color=color, alpha=0.4)
-        x = np.log([row["parameters"] for row in members])
-        parabola = np.polyfit(np.log([row["parameters"] for row in all_seeds]),
-                              np.log([row["plan_loss"] for row in all_seeds]), 2)
-        at = np.linspace(x.min(), x.max(), 50)
-        left.plot(np.exp(at), np.exp(np.polyval(parabola, at)), color=color)
-        left.text(np.exp(at[-1]), np.exp(np.polyval(parabola, at[-1])), f" {budget:g} TFLOP", color=color,
-                  va="center", fontsize=9)
-    flops, parameters, loss = compute_optimal([row for row in rows if row["budget"] in fitted])
-    left.plot(parameters, loss, "k*", label="compute-optimal")
-    left.set(xlabel="parameters", ylabel="loss of a plan (nats a problem)", xscale="log", yscale="log")
-    left.legend(fontsize=8)
-    sizes = sorted({row["parameters"] for row in rows})
-    left.set_xticks(sizes, [f"{size / 1e6:.2g}M" for size in sizes])
-    left.set_xlim(sizes[0] / 1.3, sizes[-1] * 2.2)                      # room for the labels
-    for i, depth in enumerate(depths):
-        color = GRAYS(0.85 * i / max(1, len(depths) - 1))
-        members = sorted((row for row in averaged if row["depth"] == depth), key=lambda row: row["flops"])
-        x, y = [row["flops"] for row in members], [row["plan_loss"] for row in members]
-        right.plot(x, y, ".-", color=color)
-        right.text(x[-1], y[-1], f" depth {depth:g}", color=color, va="center", fontsize=9)
-    if len(flops) > 1:
-        slope, height = np.polyfit(np.log(flops), np.log(loss), 1)
-        at = np.array([flops.min(), max(row["flops"] for row in rows)])
-        right.plot(at, np.exp(height) * at ** slope, "k--", label=f"loss ~ FLOPs^{slope:.2f}")
-        foretold = [budget for budget in budgets if budget not in fitted]
-        if foretold:
-            at = [np.mean([row["flops"] for row in rows if row["budget"] == budget]) for budget in foretold]
-            right.plot(at, np.exp(height) * np.array(at) ** slope, "k*", label="foretold")
-        right.legend(fontsize=8)
-    most = max(row["flops"] for row in rows)
-    right.set(xlabel="training compute (FLOPs)", xscale="log", yscale="log")
-    right.set_xlim(right=most * (most / min(row["flops"] for row in rows)) ** 0.2)
+    draw_budgets(left, rows)
+    draw_depths(right, rows)
+    losses = column(rows, "plan_loss")
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+             if losses.min() / 1.5 < tick < losses.max() * 1.5]
     for axis in (left, right):
         axis.minorticks_off()
-        ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if is_drawn(tick, rows)]
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def is_drawn(tick, rows):
-    """Whether a tick is among what is drawn."""
-    losses = [row["plan_loss"] for row in rows]
-    return min(losses) / 1.5 < tick < max(losses) * 1.5
+def colors_of(keys):
+    return {key: COLORS(0.85 * i / max(1, len(keys) - 1)) for i, key in enumerate(keys)}
+
+
+def draw_budgets(axis, rows):
+    """The loss of a plan against the size, for each budget with its parabola."""
+    fitted, _ = by_budget(rows)
+    for budget, color in colors_of(fitted).items():
+        sizes, losses = column(fitted[budget], "parameters"), column(fitted[budget], "plan_loss")
+        axis.plot(sizes, losses, ".", color=color, alpha=0.4)
+        x = np.linspace(np.log(sizes.min()), np.log(sizes.max()), 50)
+        y = np.exp(np.polyval(parabola(fitted[budget]), x))
+        axis.plot(np.exp(x), y, color=color)
+        axis.text(np.exp(x[-1]), y[-1], f" {budget:g} TFLOP", color=color, va="center", fontsize=9)
+    _, parameters, loss = compute_optimal(rows)
+    axis.plot(parameters, loss, "k*", label="compute-optimal")
+    axis.set(xlabel="parameters", ylabel="loss of a plan (nats a problem)", xscale="log", yscale="log")
+    axis.legend(fontsize=8)
+    sizes = sorted({row["parameters"] for row in rows})
+    axis.set_xticks(sizes, [f"{size / 1e6:.2g}M" for size in sizes])
+    axis.set_xlim(sizes[0] / 1.3, sizes[-1] * 2.2)                      # room for the labels
+
+
+def draw_depths(axis, rows):
+    """The same losses against compute, for each depth, and the power law through the lowest points."""
+    averaged = means(rows, ["depth", "budget"], ["flops", "plan_loss"])
+    for depth, color in colors_of(sorted({row["depth"] for row in rows})).items():
+        members = sorted((row for row in averaged if row["depth"] == depth), key=lambda row: row["flops"])
+        x, y = column(members, "flops"), column(members, "plan_loss")
+        axis.plot(x, y, ".-", color=color)
+        axis.text(x[-1], y[-1], f" depth {depth:g}", color=color, va="center", fontsize=9)
+    all_flops, (flops, _, loss) = column(rows, "flops"), compute_optimal(rows)
+    if len(flops) > 1:
+        exponent, factor = power_law(flops, loss)
+        at = np.array([flops.min(), all_flops.max()])
+        axis.plot(at, factor * at ** exponent, "k--", label=f"loss ~ FLOPs^{exponent:.2f}")
+        foretold = by_budget(rows)[1]
+        if foretold:
+            at = flops_of(foretold)
+            axis.plot(at, factor * at ** exponent, "k*", label="foretold")
+        axis.legend(fontsize=8)
+    axis.set(xlabel="training compute (FLOPs)", xscale="log", yscale="log")
+    axis.set_xlim(right=all_flops.max() * (all_flops.max() / all_flops.min()) ** 0.2)
 
 
 def draw_rl(figure, rows):
@@ -88,15 +89,15 @@ def draw_rl(figure, rows):
     for kind, color in styles.items():
         members = sorted((row for row in averaged if row["kind"] == kind), key=lambda row: row["flops"])
         x = [(row["flops"] - base["flops"]) / TERA for row in members]
-        for column, style, what in (("pass1", "o-", "T = 1"), ("single_best_t", "*--", "the best T")):
-            y = [100 * row[column] for row in members]
+        for key, style, what in (("pass1", "o-", "T = 1"), ("single_best_t", "*--", "the best T")):
+            y = [100 * row[key] for row in members]
             left.plot(x, y, style, color=color, label=f"{kind}, {what}")
         if members:
             last = members[-1]
             right.plot(KS, [100 * last[f"pass{k}"] for k in KS], ".-", color=color,
                        label=f"{kind}, {last['budget']:g} TFLOP")
-    for column, style in (("pass1", ":"), ("single_best_t", "--")):
-        left.axhline(100 * base[column], color="gray", linestyle=style)
+    for key, style in (("pass1", ":"), ("single_best_t", "--")):
+        left.axhline(100 * base[key], color="gray", linestyle=style)
     right.plot(KS, [100 * base[f"pass{k}"] for k in KS], ".-", color="gray", label="base")
     left.set(xlabel="compute after the base (TFLOP)", ylabel="single samples that are right, %", xscale="log",
              title="gray: the base, at temperature 1 and at its best")

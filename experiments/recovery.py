@@ -32,18 +32,16 @@ BEGINNINGS = ("nothing", "right opening", "wrong opening", "slip", "right openin
 def begun(problem, beginning, rng):
     """A stream that was begun so, None if there is no such opening."""
     written = Stream(problem)
-    task, start = written.task, written.task.in_order(written.task.start(problem))
-    openings = {True: [], False: []}
-    for line, left in task.openings(start):
-        openings[task.is_solvable(problem, left)].append((line, left))
+    state = written.start
     if "opening" in beginning:
-        among = openings[beginning.startswith("right")]
+        right = beginning.startswith("right")
+        among = [(line, left) for line, left, solvable in written.openings() if solvable == right]
         if not among:
             return None
-        line, start = among[rng.integers(len(among))]
+        line, state = among[rng.integers(len(among))]
         written.step(line)
     if "slip" in beginning:
-        written.step(task.slip(problem, start, rng))
+        written.step(written.task.slip(problem, state, rng))
     return written
 
 

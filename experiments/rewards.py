@@ -1,5 +1,5 @@
 """
-More algorithms for train_rl.py: each is a function or two, and an entry in its tables. All its flags work
+More algorithms for train_rl.py: each is a function or two, and an entry in its table. All its flags work
 here too.
 
     python -m experiments.rewards --algo ppo-process        # out/sft.pt -> out/rl.pt (45 s on two CPU cores)
@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 
 import train_rl
-from model import load_checkpoint
-from train_rl import (clipped_loss, lambda_sums, forward, forward_all, last_tokens, policy_gradient_loss,
-                      reinforce_advantages)
+from checkpoint import load_checkpoint
+from train_rl import (Algorithm, clipped_loss, forward, forward_all, lambda_sums, last_tokens,
+                      policy_gradient_loss, reinforce_advantages)
 from verify import NEWLINE, decode, parse_problem, state_value
 
 
@@ -106,10 +106,10 @@ def kl_loss(logprobs, batch, args):
     return policy_gradient_loss(logprobs, batch, args) + args.kl_coef * 0.5 * (logprobs - reference) ** 2
 
 
-train_rl.ADVANTAGES |= {"ppo-process": process_advantages, "ppo-exact": exact_advantages,
-                        "pass-k": pass_k_advantages, "kl": reinforce_advantages}
-train_rl.LOSSES |= {"ppo-process": clipped_loss, "ppo-exact": clipped_loss,
-                    "pass-k": policy_gradient_loss, "kl": kl_loss}
+train_rl.ALGORITHMS |= {"ppo-process": Algorithm(process_advantages, clipped_loss, passes=2),
+                        "ppo-exact": Algorithm(exact_advantages, clipped_loss, passes=2),
+                        "pass-k": Algorithm(pass_k_advantages, policy_gradient_loss),
+                        "kl": Algorithm(reinforce_advantages, kl_loss)}
 
 
 def main():

@@ -39,11 +39,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import flops_per_token, load_checkpoint
+from checkpoint import load_checkpoint
+from experiments.streams import gives_up, moves
+from model import flops_per_token
 from sample import generate
 from streams import Stream
 from traces import read_traces, standing_lines, without_verdict, write_traces
-from verify import EOS, TASKS, Step, decode, encode, n_kept, parse_problem, replay, state_value, verify
+from verify import EOS, TASKS, decode, encode, parse_problem, replay, state_value, verify
 
 BATCH = 128                                 # prefixes that are sampled from at once
 
@@ -185,26 +187,13 @@ def mended(problem, completion):
     A stream up to the first line, no opening, that leaves a state from which the problem could be solved, and
     from there the solver's solution; None if there is no such line.
     """
-    task, before = TASKS[problem.task], ""
-    standing = [Step(-1, task.start(problem))]
-    for number, line in enumerate(completion.split("\n")[:-1]):
-        state = standing[-1].state
-        returns, after = line.startswith("wait"), (None, "")
-        if state is not None and not returns:
-            after = task.step(problem, state, line)
-        if len(standing) > 1 and state is not None and task.is_solvable(problem, state) and not (
-                after[0] is not None and task.is_solvable(problem, after[0])):
+    kept = ""
+    for move in moves(problem, completion):
+        if move.depth and gives_up(problem, move):
             written = Stream(problem)
-            written.steps(written.solution(state))
-            return before + decode(written.ids)
-        if returns:
-            n = n_kept(problem, standing, line)
-            if not n:
-                return None
-            del standing[n:]
-        else:
-            standing.append(Step(number, *after))
-        before += line + "\n"
+            written.steps(written.solution(move.before))
+            return kept + decode(written.ids)
+        kept += move.line + "\n"
     return None
 
 

@@ -16,6 +16,7 @@ problems, and once of the streams of each problem ("within"), where they are not
 """
 import os
 from collections import Counter
+from typing import NamedTuple
 
 # First, so that Ctrl-C while torch is imported ends quietly
 from common import Parser, between, open_folder, positive, run_script, save_table
@@ -54,15 +55,18 @@ def sample_streams(model, problems, max_tokens, temperature, seed):
     return streams
 
 
-def curve(streams, max_tokens):
-    """A(b) for each budget b: rows of a table."""
+def curve(streams, max_tokens, n_samples=1):
+    """
+    A(b) for each budget b: rows of a table. The intervals are of the problems: n_samples streams of one tell
+    hardly more than one does.
+    """
     rows, n = [], len(streams)
     for budget in [budget for budget in BUDGETS if budget <= max_tokens]:
         solved = sum(correct and length <= budget for _, length, correct in streams)
-        low, high = wilson(solved, n)
+        low, high = wilson(solved / n_samples, n / n_samples)
         spent = sum(min(length, budget) for _, length, _ in streams) / n
-        rows.append({"budget": budget, "problems": n, "accuracy": solved / n, "ci_low": low, "ci_high": high,
-                     "tokens_per_problem": spent})
+        rows.append({"budget": budget, "problems": n // n_samples, "accuracy": solved / n, "ci_low": low,
+                     "ci_high": high, "tokens_per_problem": spent})
     return rows
 
 
@@ -86,37 +90,62 @@ def by_length(streams, n_samples, n_parts=5):
     return rows
 
 
+class Move(NamedTuple):
+    """A line of a stream, and where it leads."""
+    line: str
+    depth: int                              # how many steps stood before it
+    before: tuple                           # what was left, None behind a wrong step
+    after: tuple                            # what is left, None behind a wrong step
+    returns: bool
+    lost: bool                              # whether it returns to what was never there
+
+
+def moves(problem, completion):
+    """The lines of a stream, each a Move, up to the first return to nowhere."""
+    task = TASKS[problem.task]
+    standing = [Step(-1, task.start(problem))]
+    for number, line in enumerate(completion.split("\n")[:-1]):
+        before, depth, returns = standing[-1].state, len(standing) - 1, line.startswith("wait")
+        if returns:
+            del standing[n_kept(problem, standing, line):]
+        elif before is None:
+            standing.append(Step(number, None))
+        else:
+            standing.append(Step(number, *task.step(problem, before, line)))
+        lost = not standing
+        yield Move(line, depth, before, None if lost else standing[-1].state, returns, lost)
+        if lost:
+            return
+
+
+def gives_up(problem, move):
+    """Whether a move, a wrong or unwise step or a return, turns away from what can be solved."""
+    def is_solvable(state):
+        return state is not None and TASKS[problem.task].is_solvable(problem, state)
+    return is_solvable(move.before) and (move.returns or not is_solvable(move.after))
+
+
 def faults(problem, completion):
     """
     Counts of what happens in a stream. Each key is (what, how many numbers were left before); "solvable" is
     said by enumeration.
     """
     task, counts, openings = TASKS[problem.task], Counter(), set()
-
-    standing = [Step(-1, task.start(problem))]
-    for number, line in enumerate(completion.split("\n")[:-1]):
-        state = standing[-1].state
-        n_left = 0 if state is None else len(state)                     # 0: behind a wrong step
-        if line.startswith("wait"):
-            n = n_kept(problem, standing, line)
+    for move in moves(problem, completion):
+        n_left = 0 if move.before is None else len(move.before)         # 0: behind a wrong step
+        if move.returns:
             counts["returns", n_left] += 1
-            counts["returns from solvable", n_left] += n_left > 0 and task.is_solvable(problem, state)
-            if not n:
-                counts["returns to nowhere", n_left] += 1
-                break
-            del standing[n:]
+            counts["returns from solvable", n_left] += gives_up(problem, move)
+            counts["returns to nowhere", n_left] += move.lost
             continue
-        after, error = (None, "") if state is None else task.step(problem, state, line)
         counts["steps", n_left] += 1
-        counts["wrong steps", n_left] += n_left > 0 and after is None
-        if n_left and task.is_solvable(problem, state):
-            keeps = after is not None and task.is_solvable(problem, after)
+        counts["wrong steps", n_left] += n_left > 0 and move.after is None
+        if n_left and task.is_solvable(problem, move.before):
             counts["steps from solvable", n_left] += 1
-            counts["steps that keep it solvable", n_left] += keeps
-        if after is not None and n_left == problem.level:
-            counts["repeated openings", n_left] += tuple(sorted(after)) in openings
-            openings.add(tuple(sorted(after)))
-        standing.append(Step(number, after, error))
+            counts["steps that keep it solvable", n_left] += not gives_up(problem, move)
+        if move.after is not None and move.depth == 0:
+            counts["repeated openings", n_left] += tuple(sorted(move.after)) in openings
+            openings.add(tuple(sorted(move.after)))
     return counts
 
 
@@ -153,7 +182,7 @@ def main():
             streams = sample_streams(model, problems, args.max_tokens, temperature, args.seed)
             about = {"checkpoint": args.init, "seed": args.seed, "temperature": temperature,
                      "targets": targets}
-            rows = curve(streams, args.max_tokens)
+            rows = curve(streams, args.max_tokens, args.samples)
             table += [about | row for row in rows]
             all_faults += [about | row for row in fault_rows(problems, streams)]
             lengths += [about | row for row in by_length(streams, args.samples) if args.samples >= 5]

@@ -1,6 +1,6 @@
 """
-    python -m pytest --student DIR          # grade the exercises: what is in DIR stands in for our files
-    python -m pytest --student DIR -m gae   # one of them
+    python -m pytest --student=DIR          # grade the exercises: what is in DIR stands in for our files
+    python -m pytest --student=DIR -m gae   # one of them
 """
 import os
 import sys

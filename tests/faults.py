@@ -35,8 +35,8 @@ import torch
 
 import plot
 import train_sft
+from checkpoint import load_checkpoint
 from common import run_script, save_table
-from model import load_checkpoint
 from traces import read_traces
 from verify import parse_problem, verify
 

@@ -31,6 +31,7 @@ TESTS = {
     "verify.py": OF_VERDICTS,
     "expression.py": OF_VERDICTS,
     "model.py": "test_model.py",
+    "checkpoint.py": "test_model.py",
     "optim.py": "test_model.py",
     "sample.py": "test_sample.py",
     "metrics.py": "test_sample.py",
@@ -87,7 +88,7 @@ MUTANTS = [
     Mutant("model.py", "torch.cat((-angle.sin(), angle.sin()), 1)",
            "torch.cat((angle.sin(), angle.sin()), 1)", "rotary positions that do not rotate"),
     Mutant("model.py", "10 ** back, number)", "10 ** (back - 1), number)", "42 is read as 6"),
-    Mutant("model.py", "damaged = archive.testzip()", "damaged = None", "checksums are not looked at"),
+    Mutant("checkpoint.py", "damaged = archive.testzip()", "damaged = None", "checksums are not looked at"),
     Mutant("optim.py", "        optimizer.zero_grad(set_to_none=True)\n", "", "gradients pile up"),
     # Sampling
     Mutant("sample.py", "rows.position[:n, 0] = length - 1", "rows.position[:n, 0] = length",

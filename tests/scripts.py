@@ -16,7 +16,7 @@ import train_rl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What experiments add to
-TABLES = search.METHODS, best_of_n.SCORERS, train_rl.ADVANTAGES, train_rl.LOSSES
+TABLES = search.METHODS, best_of_n.SCORERS, train_rl.ALGORITHMS
 TINY_SFT = ["--level", 2, "--depth", 1, "--steps", 200, "--lr", 0.02, "--log-every", 100,
             "--log-problems", 20, "--test-problems", 60]
 TINY_RL = ["--steps", 4, "--prompts", 32, "--samples", 4, "--log-every", 2, "--log-problems", 20,

@@ -1,6 +1,6 @@
 """
 The exercises of EXERCISES.md: what grades those whose solution is not in the repository (they are skipped
-until `--student DIR` brings one), and that grading grades. And the bugs of mutants.py still fit our files.
+until `--student=DIR` brings one), and that grading grades. And the bugs of mutants.py still fit our files.
 """
 import subprocess
 import sys
@@ -47,8 +47,8 @@ def student(request):
 
 @pytest.mark.rloo
 def test_rloo_measures_a_sample_by_the_others():
-    if "rloo" not in train_rl.ADVANTAGES:
-        pytest.skip("train_rl.ADVANTAGES has no rloo yet")
+    if "rloo" not in train_rl.ALGORITHMS:
+        pytest.skip("train_rl.ALGORITHMS has no rloo yet")
     rewards, mask = torch.tensor([1.0, 0, 0, 1, 0, 1, 0, 0, 0]), torch.tensor([[0, 1, 1, 0]] * 9).bool()
     advantages = advantages_of("rloo", rewards, torch.rand(9, 4), mask, samples=3)
     expected = torch.tensor([1, -1 / 2, -1 / 2, 1 / 2, -1, 1 / 2, 0, 0, 0])
@@ -167,7 +167,7 @@ def test_a_better_curve_than_ours(student):
 # That it grades
 
 def grade(folder, *flags):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--student", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--student={folder}"]
     return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=170)
 
 
@@ -179,6 +179,8 @@ def test_a_students_file_is_graded_in_place_of_ours(tmp_path):
     (tmp_path / "train_rl.py").write_text(planted(read_patch(ROOT / "exercises/bugs/3.patch")))
     done = grade(tmp_path, "tests/test_rl.py")
     assert done.returncode == 1 and "test_gae" in done.stdout and "4 failed" in done.stdout, done.stdout
+    done = grade(tmp_path, "--collect-only", "-m", "gae")           # as the text has it, without a path
+    assert done.returncode == 0 and "test_rl.py" in done.stdout, done.stdout
     done = grade(tmp_path / "none")
     assert done.returncode == 4 and "no such folder" in done.stderr
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
+from checkpoint import load_checkpoint, save_checkpoint
 from common import choose_device, read_table, save_table, write_whole
-from model import (GPT, GPTConfig, KVCache, N_CIRCLES, PERIODS, flops_per_token, load_checkpoint,
-                   number_circles, save_checkpoint)
+from model import GPT, GPTConfig, KVCache, N_CIRCLES, PERIODS, flops_per_token, number_circles
 from optim import OPTIMIZERS, Muon, make_optimizers, optimizer_step
 from verify import encode
 
@@ -237,9 +237,9 @@ def test_a_flipped_bit_never_loads_as_other_weights(tmp_path):
 def test_a_killed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.pt"
     save_checkpoint(path, GPT(CONFIG), step=1)
-    script = ("import os, sys, torch, model\n"
+    script = ("import os, sys, torch, checkpoint, model\n"
               "torch.save = lambda data, file: (file.write(b'half'), file.flush(), os._exit(9))\n"
-              f"model.save_checkpoint(sys.argv[1], model.GPT(model.GPTConfig()), step=2)")
+              "checkpoint.save_checkpoint(sys.argv[1], model.GPT(model.GPTConfig()), step=2)")
     run = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT)
     assert run.returncode == 9 and load_checkpoint(path)[1]["step"] == 1
 

@@ -16,7 +16,8 @@ import torch
 import search
 from ask import print_step, print_tree
 from budget import Settings
-from model import GPT, GPTConfig, load_checkpoint
+from checkpoint import load_checkpoint
+from model import GPT, GPTConfig
 from page import MOST, line_of, stream_page, tree_page, write_page
 from sample import generate
 from scripts import ROOT, command, run_here, tiny_base
@@ -296,6 +297,11 @@ def test_a_stream_becomes_a_page(streaming, tmp_path):
     assert data["kind"] == "stream" and data["rows"][1]["line"] in done.stdout
 
 
+def test_any_level_may_be_asked_and_spaces_do_no_harm(streaming):
+    done = run_here("search.py", "--init", streaming, "--budgets", 30, "--ask", " 9  3 5 > 17 ")
+    assert done.returncode == 0 and "9 3 5>17\n" in done.stdout, done.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Wrong input
 
@@ -303,8 +309,9 @@ def test_a_stream_becomes_a_page(streaming, tmp_path):
     (["--html", "TMP/a.html"], "--html shows one problem"),
     (["--ask", "--html", "TMP/a.html"], "--html shows one problem"),
     (["--ask", "60 27>87", "--html", ""], "argument --html: it is empty"),
-    (["--ask", "60 27>87", "--html", "TMP"], "is a folder"),
-    (["--ask", "60 27>87", "--html", "TMP/"], "is a folder"),
+    (["--ask", "60 27>87", "--html", "TMP"], "the name of a page ends in .html"),
+    (["--ask", "60 27>87", "--html", "TMP/file"], "the name of a page ends in .html"),
+    (["--ask", "60 27>87", "--task", "expression"], "was trained on countdown"),
     (["--ask", "60 27>87", "--html", "TMP/file/a.html"], "file"),
     (["--ask", "magic", "--html", "TMP/a.html"], "'magic' is not a prompt"),
     (["--ask", "1 2>99", "--html", "TMP/a.html"], "no solution"),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import trainer
-from model import GPT, GPTConfig, load_checkpoint
+from checkpoint import load_checkpoint
+from model import GPT, GPTConfig
 from scripts import ROOT, TINY_SFT, run, table
 from train_sft import Example, gradient, make_batch, make_parser
 

@@ -25,9 +25,10 @@ import trainer
 import tree
 import verify
 from budget import Settings
+from checkpoint import load_checkpoint, save_checkpoint
 from common import open_folder, save_table, set_aside, write_whole
 from experiments import league
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig
 from scripts import ROOT, command, run_here, table, tiny_base
 from search import METHODS
 from traces import read_traces
@@ -413,6 +414,10 @@ BAD_TRACES = {
     "another level": ({"prompt": "9 3 5>17\n", "completion": "9+3=12,5 12\n12+5=17,17\n"},
                       "it is countdown at level 3, and what is learnt is countdown at level 2"),
     "another task": (WORKED, "it is expression at level 2"),
+    "a test problem": ({"prompt": "69 18>87\n", "completion": "69+18=87,87\n"},
+                       "a test problem, which nothing may be learnt from"),
+    "a validation problem": ({"prompt": "81 6>87\n", "completion": "81+6=87,87\n"},
+                             "a validation problem, which nothing may be learnt from"),
     "no newline behind the prompt": ({"prompt": "98 11>87"}, "a prompt ends in a newline"),
     "a prompt that is none": ({"prompt": None}, "prompt is a text"),
     "negative tokens": ({"tokens": -5}, "tokens is a number from 0"),

@@ -14,7 +14,7 @@ import train_rl
 from model import GPT, GPTConfig
 from optim import make_optimizers
 from trainer import by_length, pack
-from train_rl import ADVANTAGES, LOSSES, discounted, forward, forward_all, has_signal, make_parser, rollout
+from train_rl import ALGORITHMS, discounted, forward, forward_all, make_parser, rollout
 from verify import EOS, PAD, decode, encode, parse_problem, verify
 
 ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4,
@@ -45,16 +45,12 @@ def advantages_of(algo, rewards, values, action, **flags):
              "goes_on": torch.zeros(len(action), dtype=torch.bool)}
     args = with_flags(algo=algo, **flags)
     batch["returns"] = discounted(batch, args)
-    return ADVANTAGES[algo](batch, args) * action
+    return ALGORITHMS[algo].advantages(batch, args) * action
 
 
 def loss_of(algo, logprobs, old_logprobs, advantages):
     batch = {"old_logprobs": old_logprobs, "advantages": advantages}
-    return LOSSES[algo](logprobs, batch, with_flags(algo=algo))
-
-
-def test_every_algorithm_is_in_both_tables():
-    assert list(ADVANTAGES) == list(LOSSES) == ["filter", "reinforce", "ppo"]
+    return ALGORITHMS[algo].loss(logprobs, batch, with_flags(algo=algo))
 
 
 @pytest.mark.bugs
@@ -73,7 +69,8 @@ def test_a_reward_is_worth_half_a_half_life_later():
     returns = discounted(batch, with_flags(half_life=3, samples=2))
     assert returns[:, 2:].tolist() == [pytest.approx([0.25, 0.5 ** (5 / 3), 0.5 ** (4 / 3), 0.5,
                                                       0.5 ** (2 / 3), 0.5 ** (1 / 3), 1.0]), [0.0] * 7]
-    assert discounted(batch, with_flags(half_life=None))[:, 2:].tolist() == [[1.0] * 7, [0.0] * 7]
+    undiscounted = discounted(batch, with_flags(half_life=None))
+    assert undiscounted[:, 2:].tolist() == [[1.0] * 7, [0.0] * 7]
 
 
 def test_an_attempt_is_credited_with_its_own_success():
@@ -169,9 +166,9 @@ def test_ppo_clips_only_what_goes_too_far():
     ("filter", [True, False, True, True]), ("reinforce", [False, False, True, True]),
     ("ppo", [False, False, True, True])])
 def test_groups_without_signal_are_dropped(monkeypatch, algo, kept):
-    """All right, all wrong, and two that are mixed: has_signal knows them, and learn sees no others."""
+    """All right, all wrong, and two that are mixed: the algorithm knows them, and learn sees no others."""
     rewards, seen = torch.tensor([1.0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1]), []
-    assert has_signal(rewards, with_flags(algo=algo, samples=3)).tolist() == kept
+    assert ALGORITHMS[algo].has_signal(rewards, with_flags(algo=algo, samples=3)).tolist() == kept
     batch = pack([[10 + row] * 2 for row in range(12)], [[3, EOS]] * 12, "cpu") | {"rewards": rewards}
 
     run = argparse.Namespace(model=None, optimizers=None, steps=lambda: [0], count=lambda *args, **more: None)
@@ -205,7 +202,7 @@ def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
     batch, demos = rollout(model, with_flags(sft_coef=0.5), 3, Counter())
     assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
-    for idx, nxt, action, reward in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
+    for idx, nxt, action, earned in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
         assert idx[1:].tolist() == nxt[:-1].tolist()
         prompt = idx[:int(action.nonzero()[0]) + 1].tolist()
         problem = parse_problem(decode(prompt))
@@ -214,7 +211,7 @@ def test_rollout_rows_are_prompt_completion_padding():
         assert (idx.tolist() + nxt.tolist()[-1:])[:len(row)] == row
         assert not any((idx.tolist() + nxt.tolist()[-1:])[len(row):]) and PAD == 0
         ended = completion[-1] == EOS
-        assert bool(reward) == (ended and verify(problem, decode(completion[:-1])).correct)
+        assert bool(earned) == (ended and verify(problem, decode(completion[:-1])).correct)
     assert demos["imitate"].equal(demos["action"])
     for idx, nxt, action, _ in zip(*demos.values()):
         problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
@@ -382,7 +379,7 @@ def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_ch
         assert verify(problem, decode(nxt[action][:-1].tolist())).correct and not (flags & ~action).any()
         n_hidden += (action & ~flags).sum().item()
     assert n_hidden > 10
-    train_rl.imitate(model, demos, 0.5)
+    train_rl.imitate_teacher(model, demos, 0.5)
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
     logprobs, _, _ = forward(model, demos)
@@ -392,7 +389,7 @@ def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_ch
 
 def test_a_process_without_a_useful_group_learns_nothing_by_itself():
     """Others may have one, and wait for it to take part in the step."""
-    for algo in ADVANTAGES:
+    for algo in ALGORITHMS:
         for half_life in (None, 8):
             model, args = random_model(), with_flags(algo=algo, half_life=half_life, max_tokens=9)
             batch, _ = rollout(model, args, 7, Counter())

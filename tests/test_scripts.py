@@ -21,7 +21,8 @@ import train_rl
 import train_sft
 from baselines import depth_first
 from budget import Settings
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig
 from scripts import ROOT, TINY_RL, command, run, run_here, table, tiny_base, write_table
 from trainer import Run
 from verify import held_out_problems, split_of
@@ -179,6 +180,14 @@ def test_ctrl_c_saves_and_resume_ends_where_an_undisturbed_run_ends(out, tmp_pat
     (one, _), (other, _) = (load_checkpoint(tmp_path / folder / f"{name}.pt") for folder in "ab")
     assert all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), other.state_dict().values()))
     assert table(tmp_path / "a" / f"{name}.csv") == table(tmp_path / "b" / f"{name}.csv")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+def test_a_reader_that_has_enough_is_no_error():
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command("verify.py"), stdout=pipe, stderr=pipe, text=True)
+    process.stdout.close()                  # before a line is written: as head, but at once
+    assert process.stderr.read() == "" and process.wait(60) == 128 + 13
 
 
 def test_overwriting_is_announced(out, tmp_path):

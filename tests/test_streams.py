@@ -10,7 +10,7 @@ from countdown import wishes
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
 from scripts import run, run_here, table
-from streams import PIECES, SEEN_TARGETS, UNSEEN_TARGETS, behind, piece, plans, stream
+from streams import STREAM, SEEN_TARGETS, UNSEEN_TARGETS, behind, piece, plans, stream
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
@@ -255,6 +255,8 @@ def test_a_curve_counts_what_ended_right_in_time():
     rows = curve([("", 32, True), ("", 33, True), ("", 10, False), ("", 128, False)], 128)
     assert [(row["budget"], row["accuracy"]) for row in rows] == [(32, 0.25), (64, 0.5), (128, 0.5)]
     assert rows[0]["tokens_per_problem"] == (32 + 32 + 10 + 32) / 4
+    two = curve([("", 32, True), ("", 33, True), ("", 10, False), ("", 128, False)], 32, n_samples=2)[0]
+    assert two["problems"] == 2 and two["ci_low"] < rows[0]["ci_low"] < rows[0]["ci_high"] < two["ci_high"]
 
 
 def test_streams_go_through_all_scripts(tmp_path):
@@ -290,7 +292,7 @@ def test_streams_go_through_all_scripts(tmp_path):
 
 def test_streams_need_enough_of_a_batch(tmp_path):
     done = run_here("train_sft.py", "--streams", "--level", 4, "--batch-size", 4, "--out", tmp_path)
-    assert done.returncode == 2 and f"--batch-size 4: streams need {PIECES}" in done.stderr
+    assert done.returncode == 2 and f"--batch-size 4: streams need {STREAM}" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import multiplication
 import verify
-from model import load_checkpoint
+from checkpoint import load_checkpoint
 from search import METHODS
 from verify import encode, held_out_problems, make_problems, parse_problem, solve, split_of, state_value
 

@@ -365,9 +365,9 @@ def mutate(prompt, text, rnd):
 
 
 @lru_cache(maxsize=None)
-def fuzz_cases(task):
+def fuzz_cases(task, seed=1):
     """50,000 of (problem, completion, what the oracle says): solutions with up to three edits."""
-    rng, rnd, cases = np.random.default_rng(1), random.Random(1), []
+    rng, rnd, cases = np.random.default_rng(seed), random.Random(seed), []
     pool = [pair for level in LEVELS[task][:-1] for pair in zip(*make_problems(task, level, 200, rng))]
     for _ in range(50_000):
         problem, text = rnd.choice(pool)

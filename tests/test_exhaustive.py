@@ -1,0 +1,24 @@
+"""All completions of a small size, in short; tests/exhaustive.py has the long run."""
+import pytest
+
+import countdown
+import verify
+from exhaustive import one_step, sequences, two_steps, wrong_verdicts
+from task import compute
+
+
+@pytest.mark.parametrize("cases, at_least, n_right", [
+    (one_step, 65_536, 4), (two_steps, 9_600, 12), (lambda: sequences(3), 3_800, 102)])
+def test_all_there_is_of_a_small_size(cases, at_least, n_right):
+    n, right, wrong = wrong_verdicts(cases())
+    assert n >= at_least and right >= n_right and not wrong, wrong[:3]
+
+
+@pytest.mark.parametrize("cases, module, name, hole", [
+    (two_steps, countdown, "compute", lambda a, op, b: a // b if op == "/" and b else compute(a, op, b)),
+    (one_step, countdown, "compute", lambda a, op, b: 6),
+    (lambda: sequences(3), verify, "n_kept", lambda problem, standing, line: len(standing) - 1),
+    (lambda: sequences(3), verify, "n_kept", lambda problem, standing, line: 1)])
+def test_a_verifier_with_a_hole_is_caught(monkeypatch, cases, module, name, hole):
+    monkeypatch.setattr(module, name, hole)
+    assert wrong_verdicts(cases())[2]
