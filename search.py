@@ -255,8 +255,6 @@ def load_model(args, others=()):
     args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
-    if args.task != checkpoint["flags"].get("task", args.task):
-        raise ValueError(f"--task {args.task}: {args.init} was trained on {checkpoint['flags']['task']}")
     return model
 
 
@@ -299,6 +297,14 @@ def read_problem(text, model, args):
     return problem
 
 
+def allow_its_level(problem, args):
+    """Ask a problem at its own level, whatever the model was trained on, unless --level says otherwise."""
+    if "level" not in args.given and problem.task == args.task:
+        args.level = problem.level
+        if "max_tokens" not in args.given:
+            args.max_tokens = max(args.max_tokens, TASKS[args.task].max_tokens(args.level))
+
+
 def tidy(text):
     """What a user typed, without spaces where the language has none."""
     return re.sub(" ?> ?", ">", " ".join(text.split()))
@@ -330,14 +336,13 @@ def run(parser, args):
             raise ValueError("--html shows one problem: give it with --ask PROMPT")
         if args.html and not args.html.endswith(".html"):
             raise ValueError(f"--html {args.html}: the name of a page ends in .html")
-        if args.ask not in (None, STDIN) and args.level is None:
-            args.level = parse_problem(tidy(args.ask)).level        # whatever the model was trained on
         # Who names a folder means the model in it
         model = load_model(args, [SHIPPED] if args.ask and "out" not in args.given else [])
         args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
         if args.ask == STDIN:
             return converse(model, partial(read_problem, model=model, args=args), args)
         if args.ask:
+            allow_its_level(parse_problem(tidy(args.ask)), args)
             return answer(model, read_problem(args.ask, model, args), args)
         args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)

@@ -311,7 +311,6 @@ def test_any_level_may_be_asked_and_spaces_do_no_harm(streaming):
     (["--ask", "60 27>87", "--html", ""], "argument --html: it is empty"),
     (["--ask", "60 27>87", "--html", "TMP"], "the name of a page ends in .html"),
     (["--ask", "60 27>87", "--html", "TMP/file"], "the name of a page ends in .html"),
-    (["--ask", "60 27>87", "--task", "expression"], "was trained on countdown"),
     (["--ask", "60 27>87", "--html", "TMP/file/a.html"], "file"),
     (["--ask", "magic", "--html", "TMP/a.html"], "'magic' is not a prompt"),
     (["--ask", "1 2>99", "--html", "TMP/a.html"], "no solution"),

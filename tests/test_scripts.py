@@ -343,7 +343,7 @@ WRONG = {
     "unicode in a problem": (SEARCH, [*INIT, "--ask", "25 \u0668>24"], "25"),
     "unsolvable problem": (SEARCH, [*INIT, "--ask", "1 2>99"], "no solution"),
     "empty question": (SEARCH, [*INIT, "--ask", ""], "argument --ask: it is empty"),
-    "untrained level": (SEARCH, [*INIT, "--ask", "25 8 7>24"], "level 3"),
+    "untrained level": (SEARCH, [*INIT, "--level", "2", "--ask", "25 8 7>24"], "level 3"),
     "untrained task": (SEARCH, [*INIT, "--ask", "2+3="], "expression"),
     "bad line in a file": (SEARCH, [*INIT, "--problems", "TMP/bad.txt"], "line 2"),
     "empty file": (SEARCH, [*INIT, "--problems", "TMP/empty.txt"], "empty.txt"),
