@@ -155,7 +155,7 @@ def run_script(main):
         signal.signal(signum, end_quietly)
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)           # also where there is no standard output
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python tries it once more
         sys.exit(128 + 13)                  # as SIGPIPE would

@@ -185,7 +185,8 @@ def main():
             rows = curve(streams, args.max_tokens, args.samples)
             table += [about | row for row in rows]
             all_faults += [about | row for row in fault_rows(problems, streams)]
-            lengths += [about | row for row in by_length(streams, args.samples) if args.samples >= 5]
+            if args.samples >= 5:
+                lengths += [about | row for row in by_length(streams, args.samples)]
             shown = "  ".join(f"{row['budget']}: {100 * row['accuracy']:.1f}" for row in rows)
             print(f"T = {temperature}, {targets} targets, solved within  {shown}  %", flush=True)
     save_table(os.path.join(args.out, "streams.csv"), table)

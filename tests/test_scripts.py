@@ -190,6 +190,13 @@ def test_a_reader_that_has_enough_is_no_error():
     assert process.stderr.read() == "" and process.wait(60) == 128 + 13
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+def test_no_standard_output_is_no_error():
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command("verify.py")], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_overwriting_is_announced(out, tmp_path):
     flags = ["--init", out / "sft.pt", "--n-problems", 4, "--budgets", 20, "--methods", "greedy"]
     assert "overwrites" not in run_here("search.py", *flags, "--out", tmp_path).stdout
