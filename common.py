@@ -53,7 +53,6 @@ def between(low, high):
     return parse
 
 
-STREAM_TOKENS = 1024                        # room for a stream
 LEVELS = "; ".join(f"{task.name}: its number of {task.unit}, {task.levels[0]} to {task.levels[-1]} "
                    f"(default {task.default_level})" for task in TASKS.values())
 SHARED_FLAGS = {
@@ -63,7 +62,7 @@ SHARED_FLAGS = {
                     help=f"how hard they are (default: the checkpoint's). {LEVELS}"),
     "--max-tokens": dict(type=positive, metavar="N",
                          help="the longest completion (default: the checkpoint's; for a new model what a "
-                              "worked solution of the level needs)"),
+                              "worked solution of the level needs, or a stream that tries all there is)"),
     "--init": dict(metavar="FILE", help="checkpoint to start from"),
     "--split": dict(default="test", choices=["test", "validation"],
                     help="which held-out problems to measure on: test for the tables, validation to choose "
@@ -100,7 +99,7 @@ class Parser(argparse.ArgumentParser):
     def shared(self, *names, **defaults):
         for name in names:
             self.add_argument(name, **SHARED_FLAGS[name])
-        self.set_defaults(streams=False, rank=0, processes=1, **defaults)       # found out later
+        self.set_defaults(streams=None, rank=0, processes=1, **defaults)        # found out later
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -117,8 +116,8 @@ class Parser(argparse.ArgumentParser):
 def choose_task(args, trained=None):
     """
     Fill in the task, level and max_tokens of a script's flags where they are not given: from a checkpoint's
-    flags, `trained`, else the defaults; and whether its model writes streams. ValueError if there is no such
-    level.
+    flags, `trained`, else the defaults; and whether its model writes streams, a new one where there are any.
+    ValueError if there is no such level.
     """
     trained = trained or {}
     args.task = args.task or trained.get("task", DEFAULT_TASK)
@@ -126,8 +125,9 @@ def choose_task(args, trained=None):
     args.level = args.level or same_task.get("level") or get_task(args.task).default_level
     task = get_task(args.task, args.level)
     same_level = same_task if args.level == same_task.get("level") else {}
-    args.streams = args.streams or trained.get("streams", False)
-    room = STREAM_TOKENS if args.streams else task.max_tokens(args.level)
+    if args.streams is None:
+        args.streams = trained.get("streams", False) if trained else task.stream_tokens(args.level) > 0
+    room = task.stream_tokens(args.level) if args.streams else task.max_tokens(args.level)
     args.max_tokens = args.max_tokens or same_level.get("max_tokens", room)
 
 

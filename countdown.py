@@ -28,9 +28,6 @@ import numpy as np
 from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
 OPERATORS = "+-*/"
-# What most often leaves what can be solved: of four numbers 32 % of differences do, 30 % of quotients, 20 %
-# of sums, 10 % of products (300 problems)
-PROMISING = "-/+*"
 MULTIPLY = 0.3      # early in training, the share of problems that must multiply or divide
 NEAR = 0.2              # a near miss is off by less than this share
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
@@ -117,6 +114,9 @@ class Countdown(Task):
         # A step from k numbers: "99*99=9801," and the k - 1 numbers left, each "9801 "; then <|eos|>.
         return sum(11 + 5 * (k - 1) for k in range(2, level + 1)) + 1
 
+    def stream_tokens(self, level):
+        return 64 * 2 ** level if level > 2 else 0
+
     def split_key(self, problem):
         return f"{sorted(problem.numbers)}>{problem.target}"        # the order of the numbers does not matter
 
@@ -133,9 +133,6 @@ class Countdown(Task):
         """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
         steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
         return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
-
-    def openings(self, state):
-        return sorted(self.legal_steps(state), key=lambda step: PROMISING.index(STEP.match(step[0])[2]))
 
     def near_misses(self, problem, state):
         """

@@ -4,10 +4,11 @@ Draw the two scaling laws from the tables that the scripts wrote.
     python plot.py                          # out/*.csv -> out/scaling.png
     python plot.py out/0 out/1              # several runs of the same commands: their means
 
-Left, accuracy against the FLOPs spent in training, SFT and then RL, a line for each size of model: points on
-the way are measured on fewer problems than the last of each stage. Right, accuracy against the tokens spent
-on a problem at test time, a line for each method, dashed what needs no model; shaded, 95 % intervals (of
-several runs, the mean of theirs).
+Left, accuracy against the FLOPs spent in RL, dotted what it was before, a line for each size of model; where
+there was no RL, those spent in SFT.
+Points on the way are measured on fewer problems than the last. Right, accuracy against the tokens that a
+problem took at test time, of a model of streams those that it was allowed: a line for each method, dashed
+what needs no model; shaded, 95 % intervals (of several runs, the mean of theirs).
 """
 import csv
 import os
@@ -23,10 +24,8 @@ import matplotlib.pyplot as plt
 # Dashed, in these colours
 WITHOUT_MODEL = {"random steps": "silver", "enumeration": "gray", "heuristic": "black",
                  "one step ahead": "dimgray"}
-# What is drawn of training, where a table has it; the last three are of streams
-STAGES = {"pass16": ("pass@16", "tab:green"), "greedy": ("greedy", "tab:blue"),
-          "sampled": ("single sample", "tab:orange"), "within1024": ("within 1,024 tokens", "tab:red"),
-          "within256": ("within 256 tokens", "tab:purple"), "within64": ("within 64 tokens", "tab:brown")}
+# What is drawn of training, where a table has it, beside the columns within64, within128, ...
+COLUMNS = {"pass16": "pass@16", "greedy": "greedy", "sampled": "single sample"}
 WIDTHS = (1.5, 2.5, 1.0, 3.5, 0.7, 4.5)                             # of the lines of different sizes of model
 
 
@@ -68,43 +67,47 @@ def means(rows, keys, columns):
 # The two laws
 
 def draw_training(axis, folders):
-    tables = [read(folders, name) for name in ("sft.csv", "rl.csv")]
-    stages = {column: STAGES[column] for column in STAGES if all(column in row for row in sum(tables, []))}
-    tables = [means(table, ["parameters", "step"], ["flops", *stages]) for table in tables]
-    sizes = sorted({row["parameters"] for row in tables[0]})
+    sft, rl = read(folders, "sft.csv"), read(folders, "rl.csv")
+    columns = [column for column in sft[0] if column in COLUMNS or column.startswith("within")]
+    tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in (sft, rl)]
+    sizes = sorted({row["parameters"] for row in sft})
     for size, width in zip(sizes, WIDTHS * len(sizes)):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
-        rl = sft[-1:] + rl                  # RL goes on where SFT ended
-        for column, (label, color) in stages.items():
-            if len(sizes) > 1:
-                label = f"{label}, {size / 1e6:.1f}M parameters"
-            style = {"color": color, "linewidth": width}
-            axis.plot([row["flops"] for row in sft], [row[column] for row in sft], ".-", label=label, **style)
-            axis.plot([row["flops"] for row in rl], [row[column] for row in rl], ".-", **style)
-        if len(rl) > 1:
-            axis.axvline(sft[-1]["flops"], color="gray", linewidth=1, linestyle=":")
-            axis.text(sft[-1]["flops"], 0.02, "SFT ends, RL begins ", ha="right", color="gray", fontsize=8)
-    axis.set(xlabel="train-time compute (FLOPs)", ylabel="accuracy on test problems", xscale="log",
+        for column, color in zip(columns, plt.get_cmap("tab10").colors):
+            before, points = sft[-1], [(row["flops"], row[column]) for row in sft]
+            if rl:
+                points = [(row["flops"] - before["flops"], row[column]) for row in rl]
+                axis.axhline(before[column], color=color, linewidth=1, linestyle=":")
+            axis.plot(*zip(*points), ".-", color=color, linewidth=width)
+            label = COLUMNS.get(column, f"within {column.removeprefix('within')} tokens")
+            label += f", {size / 1e6:.1f}M" * (len(sizes) > 1)
+            axis.annotate(label, (1.01, points[-1][1]), xycoords=("axes fraction", "data"), va="center",
+                          color=color, fontsize=8)
+    stage = "RL (dotted: before it)" if rl else "SFT"
+    axis.set(xlabel=f"FLOPs spent in {stage}", ylabel="accuracy on test problems", xscale="log",
              ylim=(0, 1.02), title="train-time scaling")
-    axis.legend(loc="upper left", fontsize=8)
     axis.grid(alpha=0.2)
 
 
 def draw_search(axis, folders):
     columns = ["accuracy", "ci_low", "ci_high", "tokens_per_problem"]
     by_method = defaultdict(list)
-    for row in means(read(folders, "search.csv"), ["method", "oracle", "budget"], columns):
+    table = read(folders, "search.csv")
+    of_streams = any(row["method"] == "stream" for row in table)
+    tokens = "budget" if of_streams else "tokens_per_problem"
+    for row in means(table, ["method", "oracle", "budget"], columns):
         by_method[row["method"] + (" (oracle)" if row["oracle"] else "")].append(row)
     for (method, points), color in zip(by_method.items(), plt.get_cmap("tab20").colors):
-        x, y = [p["tokens_per_problem"] for p in points], [p["accuracy"] for p in points]
+        x, y = [p[tokens] for p in points], [p["accuracy"] for p in points]
         color, style = WITHOUT_MODEL.get(method, color), "--" if method in WITHOUT_MODEL else "-"
         axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle=style, color=color, label=method)
         low, high = [p["ci_low"] for p in points], [p["ci_high"] for p in points]
         axis.fill_between(x, low, high, color=color, alpha=0.12)
-    most = max(p["tokens_per_problem"] for points in by_method.values() for p in points)
-    ticks = [25 * 2 ** i for i in range(12) if 25 * 2 ** i < 1.5 * most]
-    axis.set(xlabel="test-time compute (tokens a problem)", xscale="log", ylim=(0, 1.02),
-             title="test-time scaling")
+    most = max(p[tokens] for points in by_method.values() for p in points)
+    least = 32 if of_streams else 25
+    ticks = [least * 2 ** i for i in range(12) if least * 2 ** i < 1.5 * most]
+    axis.set(xlabel=f"tokens {'allowed' if of_streams else 'spent'} for a problem", xscale="log",
+             ylim=(0, 1.02), title="test-time scaling")
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.2)

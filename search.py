@@ -54,7 +54,7 @@ from tree import beam, depth_one, mcts
 from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, state_value, verify
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
-BUDGETS, STREAM_BUDGETS = (75, 150, 300), (64, 256, 1024, 4096)
+BUDGETS, STREAM_BUDGETS = (75, 150, 300), (32, 64, 128, 256, 512, 1024)
 N_VALIDATION = 300                          # validation problems on which the best of them is chosen
 STDIN = "-"                                 # what --ask without a prompt reads
 SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "model.pt")
@@ -224,7 +224,7 @@ def make_parser():
                         help=f"of {', '.join(METHODS)} (default: all that the task allows)")
     parser.add_argument("--budgets", nargs="+", type=positive, metavar="N",
                         help="ceilings on the tokens generated for a problem (default 75 150 300, for a "
-                             "model of streams 64 256 1024 4096)")
+                             "model of streams 32 64 128 256 512 1024)")
     parser.add_argument("--c-puct", type=between(0, 1000), default=1.0, metavar="X",
                         help="mcts: weight of the prior against the value (default 1.0)")
     # the problems

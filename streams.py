@@ -1,48 +1,40 @@
 """
-The teacher of streams: it tries, sees that it got nowhere, goes back and tries the next, in one completion
-(after Gandhi et al. 2024, Stream of Search).
+The teacher of streams: it tries, sees that it got nowhere, goes back and tries something else, in one
+completion (after Gandhi et al. 2024, Stream of Search).
 
     59 82 79 42>67
     82-79=3,59 42 3>67             an opening, one of some twenty;
     59-42=17,3 17>67               a try to go on from there.
-    wait 82 79 59 42>67            No way: back to the problem, which is restated, for the next opening.
+    wait 82 79 59 42>67            No way: back to the problem, which is restated, for another opening.
     82-59=23,79 42 23>67
     ...
 
 Every line ends in a prompt of its own, so what is planned next stands beside what it is planned from, however
 long the stream has grown; and whoever can solve three numbers can take the last part of four. It always goes
 back to the problem itself, never to what an opening left: a small model that has to choose between the two
-mixes their numbers up.
+mixes their numbers up. A return restates the numbers in order of size.
 
-A return restates the numbers in order of size, and openings come in a fixed order: all differences, the first
-two numbers, the first and the third, and so on; then quotients, sums, products, and all of it again. So none
-comes twice before all were tried, the next follows from the last, and those come first that most often leave
-what can be solved.
-
-What the teacher knows. Which openings can be solved, and how to go on from them, the enumeration says. Some
-of these it leaves unfinished behind the first step, so that a stream shows more than one plan and may go
-round again; that it goes back from there is not imitated. What it tries from the other openings is chance, or
-comes near to what would help. Of these tries only what follows from the choice is imitated: the result, the
-numbers left, and that it goes back. Some are slips, lines that are wrong, and only that it goes back is
-imitated.
+What the teacher knows: which openings can be solved, and how to go on from them, by enumeration. What is
+imitated: such an opening and its solution, at the end; that one goes back from all that cannot be solved;
+and of what is tried in vain what follows from each choice, the result and the numbers left. What is not:
+which wrong openings and steps are tried, as they are drawn at random or come near to what would help. So at
+each attempt a model learns to write the opening that is likely to be right, after those that were not. Some
+lines are slips, which are wrong, and only that the teacher goes back is imitated.
 """
 import math
-from itertools import cycle
 
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: no stream is trained on them
 SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARGETS]
 LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
-DEAD_END = 0.3          # P(a try goes on to the last step)
+DEAD_END = 0.8          # P(a try goes on to the last step)
 SLIP = 0.15             # P(a try begins with a line that is wrong)
 NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would help, where there is one)
-MISS = 0.4              # P(an opening that can be solved, from more than two numbers, is left unfinished)
 # The lessons, by how far training is, from 0 to 1
 HARD_AFTER = 0.03       # after this most pieces show their first step only,
 WHOLE_EVERY = 8         # and one lesson in so many all of it
-STREAMS_AFTER = 0.66    # after this every second lesson shows streams,
-LONG_AFTER = 0.7        # and after this long ones
+STREAMS_AFTER = 0.4     # after this every second lesson shows streams
 STREAM = 12             # a stream counts as so many pieces
 
 
@@ -55,9 +47,9 @@ class Stream:
         self.ids, self.imitate = [], []
 
     def openings(self):
-        """All first steps in their order: (line, what is left, whether that can be solved)."""
+        """All first steps: (line, what is left, whether that can be solved)."""
         return [(line, left, self.task.is_solvable(self.problem, left))
-                for line, left in self.task.openings(self.start)]
+                for line, left in self.task.legal_steps(self.start)]
 
     def write(self, text, n_hidden=0):
         """Some text, of which the first tokens are not to be imitated."""
@@ -100,27 +92,23 @@ class Stream:
 
 
 def stream(problem, rng, most=99):
-    """A stream that ends solved; None if there is no solution. It shows so many wrong openings at most."""
-    written, tried = Stream(problem), []
-    openings = [(line, left, solvable) for line, left, solvable in written.openings()
-                if solvable or left[-1] <= LARGEST]
-    if not any(solvable for _, _, solvable in openings):
+    """
+    A stream that ends solved, after any number of wrong openings, so many at most; None if there is no
+    solution.
+    """
+    written = Stream(problem)
+    openings = written.openings()
+    right = [(line, left) for line, left, solvable in openings if solvable]
+    wrong = [(line, left) for line, left, solvable in openings if not solvable and left[-1] <= LARGEST]
+    if not right:
         return None
-    for line, left, solvable in cycle(openings):
-        if solvable and (len(left) <= 2 or rng.random() >= MISS):
-            break
-        tried.append((line, left, solvable))
-    first = max(0, len(tried) - most)
-    for i, (opening, state, unfinished) in enumerate(tried[first:], first):
-        if i == first > 0:                  # it begins later in the order: nothing that is shown leads here
-            written.unchosen_step(opening)
-        else:
-            written.steps(opening)
-        if unfinished:
-            written.plan(state)
-        else:
-            try_in_vain(written, state, rng)
-            written.back()
+    n_wrong = rng.integers(min(most, len(wrong)) + 1)
+    for i in rng.permutation(len(wrong))[:n_wrong]:
+        line, left = wrong[i]
+        written.unchosen_step(line)
+        try_in_vain(written, left, rng)
+        written.back()
+    line, left = right[rng.integers(len(right))]
     written.steps(line + written.solution(left))
     return written.end()
 
@@ -145,14 +133,21 @@ def try_in_vain(written, state, rng):
             written.unchosen_step(line)
 
 
-def behind(problem, rng):
-    """What a right opening leaves, a problem of its own, and its solution."""
-    task, start = TASKS[problem.task], Stream(problem).start
-    problem = parse_problem(task.restate(problem, start))
-    opening = task.solve(problem, rng).split("\n")[0]
-    state, _ = task.step(problem, start, opening)
-    rest = parse_problem(task.restate(problem, state))
-    return rest, task.solve(rest)
+def parts(problem, rng):
+    """
+    A problem, as it was drawn or as a return restates it, and what the right steps leave of it, down to three
+    numbers: each a problem with its solution.
+    """
+    task, found = TASKS[problem.task], []
+    if rng.random() < 0.5:
+        problem = parse_problem(task.restate(problem, Stream(problem).start))
+    solution = task.solve(problem, rng)
+    while problem.level > 2:
+        found.append((problem, solution))
+        state, _ = task.step(problem, task.start(problem), solution.split("\n")[0])
+        problem = parse_problem(task.restate(problem, state))
+        solution = task.solve(problem)
+    return found
 
 
 def piece(problem, solution, whole):
@@ -185,20 +180,18 @@ def plans(problem, rng, most=4):
 
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream. In the beginning n pieces, of problems a level below: a
-    quarter as they are drawn, the others as right openings leave them; later, in turn, these, n / 4 texts of
-    plans and n / STREAM streams.
+    What a step of training shows, a list of Stream. In the beginning n pieces; later, in turn, these, n / 4
+    texts of plans where more than one step is left to plan, and n / STREAM streams.
     """
-    def draw(level, n):
-        return list(zip(*make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)))
+    def draw(n):
+        return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]
 
     if progress > STREAMS_AFTER and step % 2:
-        most = 99 if progress > LONG_AFTER else 4
-        return [stream(problem, rng, most) for problem, _ in draw(level, n // STREAM)]
+        return [stream(problem, rng) for problem in draw(n // STREAM)]
     if progress > STREAMS_AFTER and step % 4 and level > 3:
-        return [plans(problem, rng) for problem, _ in draw(level, n // 4)]
-    solved = draw(level - 1, n // 4) + [behind(problem, rng) for problem, _ in draw(level, n - n // 4)]
+        return [plans(problem, rng) for problem in draw(n // 4)]
+    solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
-        return [piece(*one, whole=False) for one in solved]
-    pieces = [piece(*one, whole=True) for one in solved[::2]]
-    return pieces + [stream(problem, rng, 2) for problem, _ in draw(level, n // 6) if level > 3]
+        return [piece(*part, whole=False) for part in solved]
+    pieces = [piece(*part, whole=True) for part in solved[:n // 2]]
+    return pieces + [stream(problem, rng, 2) for problem in draw(n // 6)]

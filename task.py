@@ -95,6 +95,10 @@ class Task:
         """Room for one worked solution and <|eos|>."""
         raise NotImplementedError
 
+    def stream_tokens(self, level):
+        """Room for a stream, which tries one way after the other; 0 where there are none."""
+        return 0
+
     def split_key(self, problem):
         """
         The same text for problems that are one problem in disguise: what decides between train and test.
@@ -116,10 +120,6 @@ class Task:
     def legal_steps(self, state, below=MAX_VALUE + 1):
         """All (line, state after it) whose result is below a limit. Only where `enumerable`."""
         return []
-
-    def openings(self, state):
-        """legal_steps, those first that most often leave what can be solved."""
-        return self.legal_steps(state)
 
     def near_misses(self, problem, state):
         """Of the legal_steps those that come near to what would help."""

@@ -47,9 +47,8 @@ from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems,
 
 WARMUP = 5                                  # steps
 NEVER = 10 ** 9                             # a position that no text has
-DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "optimizer": "muon", "lr": 1e-3, "sft_coef": 0.5}
-STREAM_DEFAULTS = {"steps": 170, "prompts": 48, "half_life": 256, "optimizer": "adamw", "lr": 3e-4,
-                   "sft_coef": 0.03}
+DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "sft_coef": 0.5}
+STREAM_DEFAULTS = {"steps": 100, "prompts": 48, "half_life": 64, "sft_coef": 0.03}
 
 
 def make_parser():
@@ -59,19 +58,19 @@ def make_parser():
     # the rollouts
     parser.add_argument("--algo", default="reinforce", choices=ALGORITHMS, help="default reinforce")
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="rollout batches (default 80, of streams 170)")
+                        help="rollout batches (default 80, of streams 100)")
     parser.add_argument("--prompts", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 128, of streams 48)")
     parser.add_argument("--samples", type=whole(1, 10 ** 4), default=8, metavar="N",
                         help="completions for each problem (default 8)")
     parser.add_argument("--half-life", type=count, metavar="N",
                         help="the price of thinking: a reward that comes N tokens later is worth half, 0 if "
-                             "thinking is free (default 0, of streams 256)")
+                             "thinking is free (default 0, of streams 64)")
     # the loss
     weight = between(0, 1000)
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="default muon, of streams adamw")
-    parser.add_argument("--lr", type=between(0, 1), metavar="X",
-                        help="peak learning rate (default 1e-3, of streams 3e-4)")
+    parser.add_argument("--optimizer", default="muon", choices=OPTIMIZERS, help="default muon")
+    parser.add_argument("--lr", type=between(0, 1), default=1e-3, metavar="X",
+                        help="peak learning rate (default 1e-3)")
     parser.add_argument("--value-coef", type=weight, default=0.02, metavar="X",
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
@@ -90,7 +89,7 @@ def make_parser():
                         help="optimizer steps a pass (default 1, ppo 2)")
     # the run
     parser.add_argument("--profile", action="store_true", help="say at the end where the time of a step went")
-    add_run_flags(parser, log_every=20)
+    add_run_flags(parser)
     return parser
 
 

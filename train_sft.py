@@ -1,10 +1,14 @@
 """
-Supervised fine-tuning from an empty model: imitate worked solutions, then learn to judge one's own.
+Supervised fine-tuning from an empty model: imitate streams, which try, go back and try again; or worked
+solutions, and learn to judge one's own.
 
     python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (9 min on two CPU cores)
+    python train_sft.py --no-streams        # worked solutions, the base for votes and tree search
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
 Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included.
+What streams show, and what of it is imitated, says streams.py. The rest is about worked solutions.
+
 What is hard in a countdown solution is to plan its first step; the rest is soon mastered. So after a while
 most batches show the first step up to its result only. Every sixth batch shows all: half of it solutions,
 half of it random steps, of which only the arithmetic is imitated, so that the model stays honest where a plan
@@ -12,10 +16,11 @@ fails (`honest`).
 
 The value head learns P(this ends correct) at every token (binary cross-entropy, the outcome as label: Cobbe
 et al. 2021, section 3): from those random steps, and in the second half, now and then, from the model's own
-attempts as well, which the verifier judges. With --streams it learns nothing here (RL teaches it a little).
+attempts as well, which the verifier judges. With streams it learns nothing here (RL teaches it a little).
 """
 import math
 import signal
+from argparse import BooleanOptionalAction
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,15 +60,16 @@ def make_parser():
     parser.add_argument("--data", nargs="+", metavar="FILE",
                         help="traces to learn from instead of fresh worked solutions: right ones are "
                              "imitated, all of them fit the value head; needs --init")
-    parser.add_argument("--streams", action="store_true",
+    parser.add_argument("--streams", action=BooleanOptionalAction,
                         help="imitate streams, which try, go back with `wait` and the problem restated, and "
-                             "try again, instead of worked solutions")
+                             "try again; or worked solutions only (default: streams, of a new model for "
+                             "countdown with at least 3 numbers)")
     parser.add_argument("--honest", type=between(0, 1), default=0.5, metavar="X",
                         help="of the batches with whole solutions, the share that shows random steps "
                              "instead, if the task can list them (default 0.5)")
     # the optimisation
     parser.add_argument("--steps", type=positive, metavar="N",
-                        help="optimizer steps (default 6800, of streams 17500; with --data as many as show "
+                        help="optimizer steps (default 6800, of streams 3000; with --data as many as show "
                              "each trace once)")
     parser.add_argument("--batch-size", type=whole(1, 10 ** 5), metavar="N",
                         help="problems a step (default 64, of streams 128 pieces)")
@@ -352,7 +358,7 @@ def begin(args):
         torch.manual_seed(args.seed)
         model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
     choose_task(args, parent and parent["flags"])
-    if args.streams and not (TASKS[args.task].enumerable and args.level > 2):
+    if args.streams and not TASKS[args.task].stream_tokens(args.level):
         raise ValueError(f"--streams: not for {args.task} at level {args.level}, only where all steps can be "
                          "listed, from level 3 on")
     return model, parent, stopped
@@ -365,7 +371,7 @@ def fill_in(args, traces):
     if share_of(args.batch_size, args, "--batch-size") < streams.STREAM and of_streams:
         raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.STREAM} for each process")
     n_all = -(-len(traces) // args.batch_size)
-    args.steps = args.steps or (n_all if traces else 17_500 if of_streams else 6800)
+    args.steps = args.steps or (n_all if traces else 3000 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3
 
 

@@ -35,9 +35,10 @@ SAVE_EVERY = 60                             # seconds, at most
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "optimizers")
 
 
-def add_run_flags(parser, log_every):
+def add_run_flags(parser, log_every=None):
+    default = log_every or "rows after 1, 2, 4, 8, ... steps"
     parser.add_argument("--log-every", type=positive, default=log_every, metavar="N",
-                        help=f"steps between rows of the table (default {log_every})")
+                        help=f"steps between rows of the table (default {default})")
     parser.add_argument("--log-problems", type=positive, default=500, metavar="N",
                         help="problems for these rows (default 500)")
     parser.add_argument("--test-problems", type=positive, default=1000, metavar="N",
@@ -262,7 +263,8 @@ class Run:
             first_three = list(self.metrics.items())[:3]
             bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
             self.check_finite(done, bar)
-            is_row = done % args.log_every == 0 or done == args.steps
+            at_power = done & (done - 1) == 0                   # of two: an even spread on a logarithmic axis
+            is_row = done == args.steps or (done % args.log_every == 0 if args.log_every else at_power)
             stop, = mean_over_processes([float(len(heard))])
             if args.rank == 0 and is_row:
                 self.log(done, bar)

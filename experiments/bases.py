@@ -88,6 +88,7 @@ def check_task(args):
 
 def main():
     parser = train_sft.make_parser()
+    parser.set_defaults(streams=False)
     parser.add_argument("--kind", choices=LESSONS, help="what the base is shown; needed but with --resume")
     parser.add_argument("--shots", type=positive, default=3, metavar="N",
                         help="shots: solved examples (default 3)")

@@ -62,7 +62,7 @@ def size_runs(args):
         steps = max(1, round(budget * TERA / (SFT_STEP * ratio)))
         flags = f"--depth {depth} --steps {steps} --log-every {steps} {SEEDED}"
         about = {"depth": depth, "budget": budget, "seed": seed, "steps": steps}
-        yield about, [f"train_sft.py {flags}"], "sft.pt"
+        yield about, [f"train_sft.py --no-streams {flags}"], "sft.pt"
 
 
 def of_depth(depth):
@@ -75,7 +75,7 @@ def rl_runs(args):
         base = {"kind": "base", "budget": 0, "seed": seed}
         folder = shlex.quote(os.path.join(args.out, "rl", name(base)))
         steps = max(1, round(args.base * TERA / SFT_STEP))
-        yield base, [f"train_sft.py --steps {steps} {SEEDED}", SEARCH], "sft.pt"
+        yield base, [f"train_sft.py --no-streams --steps {steps} {SEEDED}", SEARCH], "sft.pt"
         for budget in args.budgets:
             flags = f"--init {folder}/sft.pt --log-every 1000 {SEEDED}"
             n_rl, n_sft = (max(1, round(budget * TERA / flops)) for flops in (RL_STEP, SFT_STEP))

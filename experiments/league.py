@@ -34,7 +34,7 @@ from verify import TASKS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MEASURED = " --seed {seed} --test-problems {n_problems} "
-BASE = "train_sft.py --level {level} --steps {base_steps} --out {base_dir}" + MEASURED
+BASE = "train_sft.py --level {level} --steps {base_steps} --no-streams --out {base_dir}" + MEASURED
 FOUND = "search.py --init {model} --save {out}/found{r}.jsonl --n-problems {n} --seed {r}{seed} "
 SAMPLE = FOUND + "--methods majority --budgets {sampled}"
 SEARCH = FOUND + "--methods 'mcts (verifier)' --budgets {searched}"

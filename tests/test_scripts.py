@@ -132,7 +132,8 @@ def test_same_seed_same_run_whatever_is_measured_on(out, tmp_path):
     for name, split, other in (("a", *first), ("b", *first), ("c", *reversed(first))):
         flags = ["--test-problems", 20, "--split", split, "--seed", 3, "--out", tmp_path / name]
         sft = run("train_sft.py", "--level", 2, "--depth", 1, "--steps", 24, *flags)
-        rl = run("train_rl.py", "--init", out / "sft.pt", "--steps", 3, "--prompts", 16, *flags)
+        rl = run("train_rl.py", "--init", out / "sft.pt", "--steps", 3, "--prompts", 16,
+                 "--log-every", 3, *flags)
         for done in (sft, rl):              # each row of the table is shown with a sample
             assert done.returncode == 0, done.stderr
             assert first[split] in done.stdout and first[other] not in done.stdout
@@ -253,25 +254,24 @@ def test_runs_of_different_sizes_are_lines_of_their_own(tmp_path):
     write("a", "sft", 600_000, 0.2, 0.4)
     write("b", "sft", 600_000, 0.4, 0.6)
     write("c", "sft", 3_000_000, 0.5, 0.9)
-    write("a", "rl", 600_000, 0.6)
-    write("b", "rl", 600_000, 0.8)
-    write("c", "rl", 3_000_000, 1.0)
 
-    def lines(folders, column):
+    def lines(folders, style):
+        """(x, y) of each line of `greedy`, the first column; and the labels of all columns."""
         axis = plt.figure().add_subplot()
         plot.draw_training(axis, [tmp_path / folder for folder in folders])
-        found = [line for line in axis.get_lines() if line.get_color() == plot.STAGES[column][1]]
-        labels = [text.get_text() for text in axis.get_legend().get_texts()]
+        found = [line for line in axis.get_lines() if line.get_color() == plt.get_cmap("tab10").colors[0]]
+        labels = [text.get_text() for text in axis.texts]
         plt.close("all")
-        x, y = ([list(line.get_data()[i]) for line in found] for i in range(2))
-        return x, y, labels
-    x, y, labels = lines("abc", "greedy")
-    assert y == [pytest.approx(values) for values in ([0.3, 0.5], [0.5, 0.7], [0.5, 0.9], [0.9, 1.0])]
-    assert x == [[6e5, 6e6], [6e6, 6e7], [3e6, 3e7], [3e7, 3e8]]
+        return [tuple(map(list, line.get_data())) for line in found if line.get_linestyle() == style], labels
+    of_sft, labels = lines("abc", "-")
+    assert of_sft == [([6e5, 6e6], [pytest.approx(0.3), 0.5]), ([3e6, 3e7], [0.5, 0.9])]
     assert len(labels) == len(set(labels)) == 6                         # the sizes are told apart
-    _, y, labels = lines("c", "sampled")
-    assert y == [[0.25, 0.45], [0.45, 0.5]]
-    assert set(labels) == {plot.STAGES[column][0] for column in ("greedy", "sampled", "pass16")}
+    assert lines("c", "-")[1] == ["greedy", "single sample", "pass@16"]
+    write("a", "rl", 600_000, 0.6, 0.8)
+    write("b", "rl", 600_000, 0.8, 1.0)
+    write("c", "rl", 3_000_000, 1.0)
+    assert lines("abc", "-")[0] == [([6e7 - 6e6, 6e8 - 6e6], [pytest.approx(0.7), 0.9]), ([3e8 - 3e7], [1.0])]
+    assert [y for _, y in lines("abc", ":")[0]] == [[0.5, 0.5], [0.9, 0.9]]         # before RL
 
 
 def test_the_commands_of_the_readme_name_scripts_that_exist():
