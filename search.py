@@ -1,7 +1,7 @@
 """
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
-    python search.py                # all methods over a few budgets -> out/search.csv (65 s on two CPU cores)
+    python search.py                # all methods over a few budgets -> out/search.csv (25 s on two CPU cores)
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --ask "25 8 7>24" --html tree.html             # and as a page, step by step
     python search.py --ask                          # problem after problem, until Ctrl-D

@@ -1,7 +1,7 @@
 """
 Reinforcement learning against the exact verifier, REINFORCE or PPO.
 
-    python train_rl.py                      # out/sft.pt -> out/rl.pt, out/rl.csv (80 s on two CPU cores)
+    python train_rl.py                      # out/sft.pt -> out/rl.pt, out/rl.csv (6 min on two CPU cores)
     python train_rl.py --algo ppo
 
 A step: (1) sample several completions for each of a batch of fresh problems; (2) reward 1 for a completion

@@ -2,7 +2,7 @@
 Supervised fine-tuning from an empty model: imitate streams, which try, go back and try again; or worked
 solutions, and learn to judge one's own.
 
-    python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (9 min on two CPU cores)
+    python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
     python train_sft.py --no-streams        # worked solutions, the base for votes and tree search
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
