@@ -67,10 +67,10 @@ def means(rows, keys, columns):
 # The two laws
 
 def draw_training(axis, folders):
-    sft, rl = read(folders, "sft.csv"), read(folders, "rl.csv")
-    columns = [column for column in sft[0] if column in COLUMNS or column.startswith("within")]
-    tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in (sft, rl)]
-    sizes = sorted({row["parameters"] for row in sft})
+    tables = [read(folders, name) for name in ("sft.csv", "rl.csv")]
+    columns = [column for column in tables[0][0] if column in COLUMNS or column.startswith("within")]
+    tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in tables]
+    sizes = sorted({row["parameters"] for row in tables[0]})
     for size, width in zip(sizes, WIDTHS * len(sizes)):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
         for column, color in zip(columns, plt.get_cmap("tab10").colors):
@@ -83,7 +83,7 @@ def draw_training(axis, folders):
             label += f", {size / 1e6:.1f}M" * (len(sizes) > 1)
             axis.annotate(label, (1.01, points[-1][1]), xycoords=("axes fraction", "data"), va="center",
                           color=color, fontsize=8)
-    stage = "RL (dotted: before it)" if rl else "SFT"
+    stage = "RL (dotted: before it)" if tables[1] else "SFT"
     axis.set(xlabel=f"FLOPs spent in {stage}", ylabel="accuracy on test problems", xscale="log",
              ylim=(0, 1.02), title="train-time scaling")
     axis.grid(alpha=0.2)

@@ -288,9 +288,12 @@ def check(problem, args):
     return problem
 
 
-def read_problem(text, model, args):
+def read_problem(text, model, args, at_its_level=False):
     """The problem in a text, if this model can be asked it. ValueError says why not."""
-    problem = check(parse_problem(tidy(text)), args)
+    problem = parse_problem(tidy(text))
+    if at_its_level:
+        allow_its_level(problem, args)
+    check(problem, args)
     check_room(model, [problem], args.max_tokens)
     if not state_value(problem, ""):
         raise ValueError(f"{text} has no solution that uses every number once: all ways were tried")
@@ -342,8 +345,7 @@ def run(parser, args):
         if args.ask == STDIN:
             return converse(model, partial(read_problem, model=model, args=args), args)
         if args.ask:
-            allow_its_level(parse_problem(tidy(args.ask)), args)
-            return answer(model, read_problem(args.ask, model, args), args)
+            return answer(model, read_problem(args.ask, model, args, at_its_level=True), args)
         args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)
         problems = load_problems(args)

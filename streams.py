@@ -47,9 +47,11 @@ class Stream:
         self.ids, self.imitate = [], []
 
     def openings(self):
-        """All first steps: (line, what is left, whether that can be solved)."""
-        return [(line, left, self.task.is_solvable(self.problem, left))
-                for line, left in self.task.legal_steps(self.start)]
+        """All first steps, (line, what is left): a list of those that can be solved, and of the others."""
+        right, wrong = [], []
+        for line, left in self.task.legal_steps(self.start):
+            (right if self.task.is_solvable(self.problem, left) else wrong).append((line, left))
+        return right, wrong
 
     def write(self, text, n_hidden=0):
         """Some text, of which the first tokens are not to be imitated."""
@@ -69,11 +71,6 @@ class Stream:
     def unchosen_step(self, line):
         """A step whose choice is not to be imitated."""
         self.step(line, len(encode(self.task.chosen_part(line))))
-
-    def plan(self, state):
-        """The first step of a solution, to imitate, and that one goes back all the same, which is not."""
-        self.step(self.solution(state).split("\n")[0])
-        self.back(imitated=False)
 
     def back(self, imitated=True):
         """The return to the problem. That one goes back may not be imitated, where to always is."""
@@ -97,11 +94,10 @@ def stream(problem, rng, most=99):
     solution.
     """
     written = Stream(problem)
-    openings = written.openings()
-    right = [(line, left) for line, left, solvable in openings if solvable]
-    wrong = [(line, left) for line, left, solvable in openings if not solvable and left[-1] <= LARGEST]
+    right, wrong = written.openings()
     if not right:
         return None
+    wrong = [(line, left) for line, left in wrong if left[-1] <= LARGEST]
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
     for i in rng.permutation(len(wrong))[:n_wrong]:
         line, left = wrong[i]
@@ -163,15 +159,17 @@ def piece(problem, solution, whole):
 def plans(problem, rng, most=4):
     """
     A part of every stream: openings that can be solved, in any order, each with the first step of its
-    solution; the last of them is solved. Which openings is not imitated.
+    solution; the last of them is solved. Which openings, and that one goes back from what can be solved, is
+    not imitated.
     """
     written = Stream(problem)
-    right = [(line, left) for line, left, solvable in written.openings() if solvable]
+    right, _ = written.openings()
     *others, last = rng.permutation(len(right))[:most]
     for i in others:
         line, left = right[i]
         written.unchosen_step(line)
-        written.plan(left)
+        written.step(written.solution(left).split("\n")[0])
+        written.back(imitated=False)
     line, left = right[last]
     written.unchosen_step(line)
     written.steps(written.solution(left))

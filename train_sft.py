@@ -193,7 +193,7 @@ def make_batch(examples, device):
     imitate = on_tokens([flag for example in examples for flag in example.imitate], action)
     labels = torch.full(action.shape, math.nan, device=device)
     known = [example.labels or [math.nan] * len(example.completion) for example in examples]
-    labels[action] = torch.tensor(sum(known, []), device=device)
+    labels[action] = torch.tensor([label for row in known for label in row], device=device)
     return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
 
 

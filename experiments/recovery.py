@@ -34,8 +34,8 @@ def begun(problem, beginning, rng):
     written = Stream(problem)
     state = written.start
     if "opening" in beginning:
-        right = beginning.startswith("right")
-        among = [(line, left) for line, left, solvable in written.openings() if solvable == right]
+        right, wrong = written.openings()
+        among = right if beginning.startswith("right") else wrong
         if not among:
             return None
         line, state = among[rng.integers(len(among))]
