@@ -107,6 +107,8 @@ def finish(problem, result, args, make_page):
 
 
 def show(model, problem, args, live=False):
+    if not TASKS[problem.task].is_drawn(problem):
+        print("note: no problem like this one was ever trained on: its numbers are too small or too large\n")
     (show_stream if args.streams else show_search)(model, problem, args, live)
 
 

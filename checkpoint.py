@@ -11,7 +11,8 @@ import torch
 from common import write_whole
 from model import GPT, GPTConfig, to_device
 
-KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "optimizers": list}
+KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "samples": list,
+         "optimizers": list}
 FLAGS = {"task": str, "level": int, "max_tokens": int, "steps": int, "lr": float | int, "seed": int}
 LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a checkpoint may ask for
 

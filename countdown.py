@@ -28,6 +28,7 @@ import numpy as np
 from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
 OPERATORS = "+-*/"
+NUMBERS, TARGETS = range(1, 100), range(10, 101)        # of the problems that are drawn
 MULTIPLY = 0.3      # early in training, the share of problems that must multiply or divide
 NEAR = 0.2              # a near miss is off by less than this share
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
@@ -57,6 +58,9 @@ class Countdown(Task):
                              'spaces between them, ">", the target, as in "9 3 5 2>24"')
         left, target = text.split(">")
         return make_problem(tuple(map(int, left.split(" "))), int(target))
+
+    def is_drawn(self, problem):
+        return problem.target in TARGETS and all(number in NUMBERS for number in problem.numbers)
 
     def start(self, problem):
         return problem.numbers
@@ -174,14 +178,14 @@ class Countdown(Task):
 
     def draw(self, level, n, rng, accept, progress, targets=None):
         """Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1)."""
-        wanted = rng.choice(range(10, 101) if targets is None else [index(target) for target in targets], n)
+        wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
         hard = MULTIPLY * min(1.0, 2 - 2 * progress)            # to the natural share in the second half
         problems, solutions = [None] * n, [None] * n
         width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
         waiting, n_draws = np.arange(n), 0
         while len(waiting):
             rows = np.resize(waiting, width)                # the fewer are waiting, the more draws for each
-            numbers = rng.integers(1, 100, (width, level))
+            numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
             hits = find_hits(numbers, wanted[rows])                 # (L, width)
             paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
             gives_up = rng.random(width) < 0.02                 # with 2 numbers, some targets are sums only

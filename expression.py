@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
+VALUES = range(100)                         # of the problems that are drawn
 PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -83,10 +84,13 @@ class Expression(Task):
         # A line with k operators: k + 1 numbers with what stands behind each, "123+", k - 1 brackets.
         return sum(4 * (k + 1) + 2 * max(0, k - 1) for k in range(level)) + 1
 
+    def is_drawn(self, problem):
+        return problem.target in VALUES
+
     def draw(self, level, n, rng, accept, progress, targets=None):
         problems, solutions = [], []
         while len(problems) < n:
-            value = int(rng.integers(100) if targets is None else rng.choice(targets))
+            value = int(rng.integers(len(VALUES)) if targets is None else rng.choice(targets))
             tree = grow(value, level, rng)
             problem = make_problem(write(tree) + "=", tree)
             if accept(problem):

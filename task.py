@@ -49,6 +49,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def is_drawn(self, problem):
+        """Whether a problem could be one of those that draw makes, so that a model may have learnt its kind."""
+        return True
+
     def start(self, problem):
         """The state before the first step."""
         raise NotImplementedError

@@ -32,7 +32,8 @@ from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_
 
 AT_ONCE = 2048                              # so many tokens at a time go through the model; changes no result
 SAVE_EVERY = 60                             # seconds, at most
-RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "optimizers")
+SHOWN = 10                                  # problems of which a sample is kept at each row of the table
+RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "samples", "optimizers")
 
 
 def add_run_flags(parser, log_every=None):
@@ -207,11 +208,11 @@ class Run:
         self.check_room()
         counted = stopped or parent or {}
         self.tokens, self.flops = counted.get("tokens", 0), counted.get("flops", 0)
-        self.start, self.table = 0, []
+        self.start, self.table, self.samples = 0, [], []
         self.optimizers = make_optimizers(model, args.lr, args.optimizer)
         if stopped:
-            self.start, self.table = stopped["step"], stopped["table"]
-            self.saved = self.start
+            self.start = self.saved = stopped["step"]
+            self.table, self.samples = stopped["table"], stopped["samples"]
             try:
                 for optimizer, state in zip(self.optimizers, stopped["optimizers"], strict=True):
                     optimizer.load_state_dict(state)
@@ -310,17 +311,19 @@ class Run:
             fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
 
     def log(self, done, bar):
-        """Add a row to the table, and show it, with a sample."""
+        """Add a row to the table, and show it, with a sample; keep some more for experiments/samples.py."""
         row = self.measure(self.args.test_problems if done == self.args.steps else self.args.log_problems)
         n_parameters = sum(weight.numel() for weight in self.model.parameters())
         counts = {"step": done, "tokens": self.tokens, "flops": self.flops, "parameters": n_parameters}
         self.table.append(counts | row | self.metrics)
         figures = [f"{key} {100 * value:.1f}%" for key, value in row.items() if not math.isnan(value)]
         bar.write("  ".join([f"step {done}", *figures]))
-        sample = generate(self.model, self.prompts[:1], self.args.max_tokens, 0.0, (EOS,))
-        completion = decode(sample.completions()[0])
-        reason = verify(self.problems[0], completion.removesuffix("<|eos|>")).reason
-        bar.write(f"  {self.problems[0].prompt}{completion}  [{reason}]")
+        samples = generate(self.model, self.prompts[:SHOWN], self.args.max_tokens, 0.0, (EOS,))
+        completions = [decode(ids) for ids in samples.completions()]
+        self.samples.append({"step": done, "prompts": [problem.prompt for problem in self.problems[:SHOWN]],
+                             "completions": completions})
+        reason = verify(self.problems[0], completions[0].removesuffix("<|eos|>")).reason
+        bar.write(f"  {self.problems[0].prompt}{completions[0]}  [{reason}]")
 
     def measure(self, n):
         """Accuracy on n held-out problems, and how well the value head knows which states can be solved."""
@@ -334,7 +337,7 @@ class Run:
 
     def save(self, done):
         save_checkpoint(f"{self.path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,
-                        flops=self.flops, table=self.table, flags=vars(self.args))
+                        flops=self.flops, table=self.table, samples=self.samples, flags=vars(self.args))
         self.saved, self.saved_at = done, time.monotonic()
         if self.table:
             save_table(f"{self.path}.csv", self.table)

@@ -302,6 +302,14 @@ def test_any_level_may_be_asked_and_spaces_do_no_harm(streaming):
     assert done.returncode == 0 and "9 3 5>17\n" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("prompt, unlike", [
+    ("99 1>98", False), ("60 27>87", False), ("60 40>100", False), ("60 41>101", True), ("99 90>9", True),
+    ("100 27>73", True), ("0 27>27", True)])
+def test_what_was_never_trained_on_is_noted(streaming, prompt, unlike):
+    done = run_here("search.py", "--init", streaming, "--budgets", 5, "--ask", prompt)
+    assert done.returncode == 0 and ("note: no problem like this one" in done.stdout) == unlike, done.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Wrong input
 

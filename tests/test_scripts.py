@@ -406,7 +406,7 @@ def wrong_files(out, tmp_path):
     (tmp_path / "truncated.pt").write_bytes((tmp_path / "truncated.pt").read_bytes()[:2000])
     save_checkpoint(tmp_path / "weights.pt", tiny)
     torch.save([1, 2, 3], tmp_path / "foreign.pt")
-    run = {"step": 1, "tokens": 0, "flops": 0, "table": []}
+    run = {"step": 1, "tokens": 0, "flops": 0, "table": [], "samples": []}
     for path, script, more in (("direct/sft.pt", train_sft, {"kind": "direct"}),
                                ("rewards/rl.pt", train_rl, {"kl_coef": 0.1})):
         (tmp_path / path).parent.mkdir()

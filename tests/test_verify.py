@@ -542,6 +542,7 @@ def test_problems_and_their_solutions(task, level, split):
         assert len(re.findall("[0-9]+", problem.prompt.split(">")[0])) == level + (task == "expression")
         assert split_of(problem) == split and (task == "expression" or 10 <= problem.target <= 100)
         assert task == "expression" or all(1 <= number <= 99 for number in problem.numbers)
+        assert TASKS[task].is_drawn(problem)
         for text in [solution, solve(problem, np.random.default_rng(0))][:1 + (n > 2)]:
             assert judge(problem, text) == oracle(problem.prompt, text) == (True, None)
             assert text.count("\n") == level - (task == "countdown")
