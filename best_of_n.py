@@ -82,7 +82,10 @@ def one_sample(model, problems, budget, settings):
 def one_stream(model, problems, budget, settings):
     """A single sample that may use up all of the budget. -> Results"""
     readable = model.config.block_size - max(len(encode(problem.prompt)) for problem in problems)
-    return one_sample(model, problems, budget, replace(settings, max_tokens=min(budget, readable)))
+    results = one_sample(model, problems, budget, replace(settings, max_tokens=min(budget, readable)))
+    for result in results:                              # what was cut off may still be learnt from
+        result.found = result.found or [(result.completion, result.tokens, None)]
+    return results
 
 
 def best_of_n(model, problems, budget, settings, scorer):

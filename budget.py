@@ -31,7 +31,7 @@ class Result:
     tokens: int                             # all that were generated for it, those thrown away too
     read: int = 0                           # all that were read beside
     finished: bool = True                   # whether the completion ended in <|eos|>
-    # All that ended: (completion, tokens, label of each line or None)
+    # All that ended, and a stream that was cut off: (completion, tokens, label of each line or None)
     found: list = field(default_factory=list)
 
 

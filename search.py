@@ -5,6 +5,7 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --ask "25 8 7>24" --html tree.html             # and as a page, step by step
     python search.py --ask                          # problem after problem, until Ctrl-D
+    torchrun --nproc_per_node 2 search.py           # the same by two processes, in about half the time
     python search.py --problems FILE                # your own problems, a prompt a line
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150
@@ -48,6 +49,7 @@ from budget import Settings
 from checkpoint import load_checkpoint
 from metrics import wilson
 from model import flops_per_token
+from processes import join_processes, shared
 from streams import SEEN_TARGETS
 from traces import write_traces
 from tree import beam, depth_one, mcts
@@ -116,11 +118,15 @@ def default_methods(task, streams=False):
 
 def run_method(model, problems, method, budget, settings):
     """The Results of a method on all problems, a batch at a time."""
-    results = []
-    for i in range(0, len(problems), BATCH):
-        drawn = settings.samples and settings.samples[i:i + BATCH]
-        results += method.run(model, problems[i:i + BATCH], budget, replace(settings, samples=drawn))
-    return results
+    def run_on(share):
+        results = []
+        for start in range(0, len(share), BATCH):
+            rows = share[start:start + BATCH]
+            drawn = settings.samples and [settings.samples[i] for i in rows]
+            batch = [problems[i] for i in rows]
+            results += method.run(model, batch, budget, replace(settings, samples=drawn))
+        return results
+    return shared(run_on, range(len(problems)))
 
 
 def count_correct(problems, results):
@@ -169,7 +175,7 @@ def measure(model, problems, name, budget, settings, args, seconds=0.0):
 def fill_table(model, problems, args):
     """All methods at all budgets: yields (the rows so far, the Results of the last)."""
     table, settings = [], Settings(args.max_tokens, torch.Generator(), c_puct=args.c_puct)
-    bar = tqdm(total=len(args.budgets) * len(args.methods), desc="search")
+    bar = tqdm(total=len(args.budgets) * len(args.methods), desc="search", disable=args.rank > 0)
     for budget in args.budgets:
         settings.samples, seconds = None, 0.0
         for name in args.methods:
@@ -180,11 +186,12 @@ def fill_table(model, problems, args):
             if method.ranks and not settings.samples:
                 settings.generator.manual_seed(args.seed)
                 started = time.time()
-                settings.samples = sample_n(model, problems, budget, settings)
+                settings.samples = shared(lambda part: sample_n(model, part, budget, settings), problems)
                 seconds = time.time() - started
             row, results = measure(model, problems, name, budget, settings, args, seconds * method.ranks)
             table.append(row)
-            bar.write(describe(row))
+            if args.rank == 0:
+                bar.write(describe(row))
             yield table, results
     bar.close()
 
@@ -339,6 +346,9 @@ def run(parser, args):
             raise ValueError("--html shows one problem: give it with --ask PROMPT")
         if args.html and not args.html.endswith(".html"):
             raise ValueError(f"--html {args.html}: the name of a page ends in .html")
+        join_processes(args)
+        if args.ask and args.processes > 1:
+            raise ValueError("--ask is for one process: leave torchrun out")
         # Who names a folder means the model in it
         model = load_model(args, [SHIPPED] if args.ask and "out" not in args.given else [])
         args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
@@ -351,6 +361,11 @@ def run(parser, args):
         problems = load_problems(args)
         check_room(model, problems, args.max_tokens)
     path = args.save or os.path.join(args.out, "search.csv")
+    if args.rank > 0:                       # it works for the first process, which prints and writes
+        args.seed += args.rank << 50        # with samples of its own
+        for _ in fill_table(model, problems, args):
+            pass
+        return
     open_folder(*os.path.split(path))
     print(f"search.py on {model.wte.weight.device}: {vars(args)}", flush=True)
     for table, results in fill_table(model, problems, args):

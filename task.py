@@ -50,7 +50,7 @@ class Task:
         raise NotImplementedError
 
     def is_drawn(self, problem):
-        """Whether a problem could be one of those that draw makes, so that a model may have learnt its kind."""
+        """Whether a problem could be one that draw makes, so that a model may have learnt its kind."""
         return True
 
     def start(self, problem):

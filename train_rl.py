@@ -39,10 +39,10 @@ import torch.nn.functional as F
 
 from checkpoint import load_checkpoint
 from optim import OPTIMIZERS, optimizer_step
+from processes import average_gradients, join_processes, mean_over_processes, share_of
 from sample import generate
 from streams import SEEN_TARGETS, stream
-from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
-                     mean_over_processes, on_tokens, pack, share_of, take)
+from trainer import Run, add_run_flags, by_length, load_stopped, on_tokens, pack, take
 from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps

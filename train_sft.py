@@ -36,10 +36,10 @@ import streams
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
+from processes import average_gradients, join_processes, mean_over_processes, share_of
 from sample import generate
 from traces import imitated_lines, read_traces
-from trainer import (Run, add_run_flags, average_gradients, by_length, join_processes, load_stopped,
-                     mean_over_processes, on_tokens, pack, share_of)
+from trainer import Run, add_run_flags, by_length, load_stopped, on_tokens, pack
 from verify import EOS, TASKS, encode, is_correct, make_problems, parse_problem, random_steps
 
 HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,

@@ -1,31 +1,29 @@
 """
-What both trainers share: batches, several processes, and the run around them, which begins or resumes,
+What both trainers share: batches, and the run around them, which begins or resumes,
 measures, logs, saves, and stops when asked.
 
 What is random in step i of a run is drawn from (seed, i), so to resume is to go on with step i: there is no
 state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
 ends with the same bits as one that was not.
 """
-import atexit
 import glob
 import math
 import os
 import signal
 import time
-from datetime import timedelta
 from functools import cached_property
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from common import (catch_signals, choose_device, fail, lock_folder, open_folder, positive, save_table,
+from common import (catch_signals, fail, lock_folder, open_folder, positive, save_table,
                     set_aside)
 from checkpoint import is_finite, load_checkpoint, save_checkpoint
 from metrics import evaluate, evaluate_streams, value_auc
 from model import flops_per_token
 from optim import make_optimizers
+from processes import mean_over_processes
 from sample import generate
 from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
@@ -118,56 +116,6 @@ def by_length(batch, n_tokens=AT_ONCE):
             part = take(batch, rows)
             yield rows, {key: tensor[:, :T] if tensor.dim() == 2 else tensor for key, tensor in part.items()}
             start = end
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Several processes, begun by `torchrun --nproc_per_node 2 train_sft.py`: each takes its share of a batch, and
-# before each step they agree on the mean of their gradients. So their weights stay the same to the last bit.
-
-def join_processes(args):
-    """Note in args which process this is, and of how many."""
-    if dist.is_torchelastic_launched() and not dist.is_initialized():
-        if choose_device(args.device).type == "cuda":
-            if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-                raise ValueError("more processes than CUDA devices: use fewer, or --device cpu")
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(timeout=timedelta(hours=3))             # measuring takes its time
-        atexit.register(dist.destroy_process_group)
-    args.rank, args.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def share_of(n, args, flag):
-    """How many of the n that a flag asks for are this process's to make."""
-    if n % args.processes:
-        raise ValueError(f"{flag} {n} cannot be shared by {args.processes} processes: choose a multiple")
-    return n // args.processes
-
-
-def mean_over_processes(numbers):
-    """A list of numbers, or a tensor -> the same, averaged over all processes."""
-    if not dist.is_initialized():
-        return numbers
-    tensor = torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
-    try:
-        dist.all_reduce(tensor)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise SystemExit(f"the processes of this run have lost each other: {reason}") from None
-    tensor /= dist.get_world_size()
-    return tensor if tensor is numbers else tensor.tolist()
-
-
-def average_gradients(model):
-    """What every process does between its gradient and its step."""
-    if not dist.is_initialized():
-        return
-    weights = list(model.parameters())
-    learnt = mean_over_processes([float(weight.grad is not None) for weight in weights])
-    weights = [weight for weight, share in zip(weights, learnt) if share]       # that any process has one for
-    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    mean = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
-    for weight, part in zip(weights, mean.split([weight.numel() for weight in weights])):
-        weight.grad = part.view_as(weight)
 
 
 # ------------------------------------------------------------------------------------------------------------

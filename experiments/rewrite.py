@@ -14,8 +14,8 @@ A file of traces comes in, another goes out. What is written into it (`--write`)
                       the conjecture of Gwern (2024)
     continuations *   verdicts, where failed ones go on after ?no: as many `wait`s as lead back to before the
                       first wrong turn, from there a sample of the model's own that is right, and ?yes
-    mended *          failed streams up to where they first leave what they could have solved, and from there
-                      the solver's solution; streams that were never there are left out
+    mended *          streams up to where they first leave what they could have solved, and from there the
+                      solver's solution; failed ones that were never there are left out
 
 and what the value head is to learn at each line (`--label`), a process reward model's labels:
 
@@ -198,14 +198,12 @@ def mended(problem, completion):
 
 
 def write_mended(traces):
-    """Right streams as they are, failed ones mended where that can be done."""
+    """Streams mended where they can be, and right ones that need it not as they are."""
     found = []
     for trace in traces:
-        completion = trace["completion"]
-        if not trace["correct"]:
-            completion = mended(parse_problem(trace["prompt"]), completion)
-        if completion is not None:
-            found.append(new_trace(trace, completion))
+        completion = mended(parse_problem(trace["prompt"]), trace["completion"])
+        if completion or trace["correct"]:
+            found.append(new_trace(trace, completion or trace["completion"]))
     return found
 
 

@@ -1,20 +1,25 @@
 """
 Several processes: together they compute what one does, and where one ends, all do.
 """
+import atexit
+import glob
 import math
 import os
 import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-import trainer
+import processes
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig
-from scripts import ROOT, TINY_SFT, run, table
+from scripts import ROOT, TINY_SFT, run, table, tiny_base
+from traces import read_traces
 from train_sft import Example, gradient, make_batch, make_parser
+from verify import make_problems
 
 RNG = random.Random(0)
 
@@ -36,11 +41,11 @@ def gradients(examples):
     model = GPT(GPTConfig.from_depth(1)).double()
     torch.nn.init.normal_(model.lm_head.weight)
     gradient(model, make_batch(examples, torch.device("cpu")), args)
-    trainer.average_gradients(model)
+    processes.average_gradients(model)
     return {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def processes(*command):
+def torchrun(*command):
     """Two processes of a script, which torchrun starts."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     path = os.pathsep.join([ROOT, os.path.join(ROOT, "tests")])
@@ -49,7 +54,7 @@ def processes(*command):
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
-    done = processes(__file__, tmp_path / "gradients.pt")
+    done = torchrun(__file__, tmp_path / "gradients.pt")
     assert done.returncode == 0, done.stderr
     alone, together = gradients(EXAMPLES), torch.load(tmp_path / "gradients.pt")
     assert set(alone) == set(together)
@@ -61,34 +66,79 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
 
 def test_a_run_of_two_is_written_once_and_can_be_resumed(tmp_path):
     flags = [*TINY_SFT, "--steps", 20, "--log-every", 10, "--batch-size", 8, "--out"]
-    done = processes("train_sft.py", *flags, tmp_path / "a")
+    done = torchrun("train_sft.py", *flags, tmp_path / "a")
     assert done.returncode == 0 and done.stdout.count("wrote ") == 1, done.stderr
     assert [row["step"] for row in table(tmp_path / "a" / "sft.csv")] == ["10", "20"]
     model, checkpoint = load_checkpoint(tmp_path / "a" / "sft.pt")
     assert checkpoint["flags"]["processes"] == 2 and int(table(tmp_path / "a" / "sft.csv")[-1]["tokens"]) > 0
     done = run("train_sft.py", "--resume", "--out", tmp_path / "a")
     assert done.returncode == 2 and "was begun by 2 processes" in done.stderr
-    done = processes("train_sft.py", "--resume", "--out", tmp_path / "a")
+    done = torchrun("train_sft.py", "--resume", "--out", tmp_path / "a")
     assert done.returncode == 0 and done.stdout.count("wrote ") == 1, done.stderr
-    done = processes("train_rl.py", "--init", tmp_path / "a" / "sft.pt", "--steps", 2, "--prompts", 4,
+    done = torchrun("train_rl.py", "--init", tmp_path / "a" / "sft.pt", "--steps", 2, "--prompts", 4,
                      "--samples", 2, "--log-every", 1, "--log-problems", 10, "--test-problems", 10,
                      "--out", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert len(table(tmp_path / "b" / "rl.csv")) == 2
 
 
+def test_two_processes_search_what_one_does(tmp_path_factory, tmp_path):
+    """Greedy answers and searches without a model are the same; samples are each process's own."""
+    base = tiny_base(tmp_path_factory) / "sft.pt"
+    flags = ["--init", base, "--methods", "greedy", "majority", "single sample", "heuristic",
+             "--budgets", 20, 40, "--n-problems", 31, "--out"]
+    alone, together = run("search.py", *flags, tmp_path / "a"), torchrun("search.py", *flags, tmp_path / "b")
+    assert alone.returncode == together.returncode == 0, together.stderr
+    assert together.stdout.count("wrote ") == 1 and together.stdout.count("heuristic  ") == 2
+    rows, shared = table(tmp_path / "a" / "search.csv"), table(tmp_path / "b" / "search.csv")
+    assert [row["method"] for row in rows] == [row["method"] for row in shared] and len(rows) == 6
+    for row, other in zip(rows, shared):
+        assert other["seed"] == "0" and other["problems"] == "31"
+        same = all(row[key] == other[key] for key in ("accuracy", "tokens_per_problem", "flops_per_problem"))
+        assert row["method"] == "majority" or same == (row["method"] != "single sample")
+    found = tmp_path / "found.jsonl"
+    done = torchrun("search.py", "--init", base, "--save", found, "--methods", "majority", "--budgets", 40,
+                    "--n-problems", 7)
+    traces = read_traces(found)
+    prompts = [trace["prompt"] for trace in traces]
+    assert done.returncode == 0 and len(set(prompts)) == 7, done.stderr
+    problems, _ = make_problems("countdown", 2, 7, np.random.default_rng([0, 2]))
+    assert list(dict.fromkeys(prompts)) == [problem.prompt for problem in problems]
+    done = torchrun("search.py", "--init", base, "--ask", "60 27>87")
+    assert done.returncode != 0 and "--ask is for one process" in done.stderr
+
+
+def test_shares_come_back_in_order(monkeypatch):
+    def all_gather_object(parts, mine):
+        assert mine == [10, 40, 70]
+        parts[:] = [[10, 40, 70], [20, 50], [30, 60]]
+    for name, value in (("is_initialized", True), ("get_world_size", 3), ("get_rank", 0)):
+        monkeypatch.setattr(processes.dist, name, lambda value=value: value)
+    monkeypatch.setattr(processes.dist, "all_gather_object", all_gather_object)
+    assert processes.shared(lambda part: [10 * i for i in part], range(1, 8)) == [10, 20, 30, 40, 50, 60, 70]
+
+
 def test_what_cannot_be_shared_is_told():
     args = make_parser().parse_args([])
     args.processes = 3
-    assert trainer.share_of(96, args, "--batch-size") == 32
+    assert processes.share_of(96, args, "--batch-size") == 32
     with pytest.raises(ValueError, match="--batch-size 64 cannot be shared by 3 processes"):
-        trainer.share_of(64, args, "--batch-size")
+        processes.share_of(64, args, "--batch-size")
+
+
+def check_threads():
+    """End with an error if any thread of the group is still there, as it would abort Python now and then."""
+    threads = [open(path).read() for path in glob.glob("/proc/self/task/*/comm")]
+    if any("gloo" in name for name in threads):
+        os._exit(9)
 
 
 def main():
     """What each of two processes does for the first test."""
+    atexit.register(check_threads)          # is called after what join_processes registers
     args = make_parser().parse_args([])
-    trainer.join_processes(args)
+    processes.join_processes(args)
+    from torch.distributed.nn import functional  # noqa: F401, as optimizers do
     found = gradients(EXAMPLES[args.rank::2])
     if args.rank == 0:
         torch.save(found, sys.argv[1])

@@ -67,7 +67,7 @@ def run(model, problems, name, limit, **others):
 
 
 def flags(budgets, methods):
-    return Namespace(task="countdown", level=3, init="x.pt", seed=0, streams=False,
+    return Namespace(task="countdown", level=3, init="x.pt", seed=0, rank=0, streams=False,
                      max_tokens=MAX_TOKENS, c_puct=1.0, budgets=budgets, methods=methods)
 
 

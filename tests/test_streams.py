@@ -12,6 +12,7 @@ from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
 from scripts import run, run_here, table
 from streams import STREAM, SEEN_TARGETS, UNSEEN_TARGETS, parts, piece, plans, stream
+from traces import read_traces
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
@@ -265,6 +266,10 @@ def test_streams_go_through_all_scripts(tmp_path):
     assert [(row["targets"], row["budget"]) for row in rows] == [
         ("seen", "32"), ("seen", "64"), ("unseen", "32"), ("unseen", "64")]
     assert table(tmp_path / "faults.csv")
+    done = run_here("search.py", "--save", tmp_path / "found.jsonl", "--methods", "stream", "--budgets", 8,
+                    "--n-problems", 20, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(read_traces(tmp_path / "found.jsonl")) == 20             # what was cut off, too
     done = run_here("search.py", "--ask", "9 3 5>24", "--out", tmp_path)
     assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
     done = run_here("search.py", "--methods", "majority", "--out", tmp_path)

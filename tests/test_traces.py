@@ -84,7 +84,7 @@ def test_composites_put_a_right_step_behind_a_wrong_one(attempts, rng):
     assert texts(write_composites(again, rng)) == [RIGHT, TURN + corrected, lost]
 
 
-@pytest.mark.parametrize("failed, expected", [
+@pytest.mark.parametrize("stream, expected", [
     # A right opening, a wrong turn, back: the turn is not taken
     ("9-5=4,3 2 4>24\n3+2=5,4 5>24\nwait 9 5 3 2>24\n", "9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
     # Given up at once; and a line that is wrong
@@ -94,10 +94,14 @@ def test_composites_put_a_right_step_behind_a_wrong_one(attempts, rng):
     ("9+5=14,3 2 14>24\nwait 9 5 3 2>24\n9-5=4,3 2 4>24\n3*2=6,4 6>24\n6-4=2,2>24\n",
      "9+5=14,3 2 14>24\nwait 9 5 3 2>24\n9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
     ("9+5=14,3 2 14>24\nwait 9 5 3 2>24\n", None),
+    # Right in the end, but not at once
+    ("9-5=4,3 2 4>24\n3+2=5,4 5>24\nwait 9 5 3 2>24\n" + RIGHT,
+     "9-5=4,3 2 4>24\n3*2=6,4 6>24\n6*4=24,24>24\n"),
+    (TURN + RIGHT, TURN + RIGHT),
     ("9+5=14,3 2 14>24\nwait 9 5 3 3>24\n9-5=4,3 2 4>24\n", None),
 ])
-def test_streams_are_mended_where_they_leave_what_could_be_solved(failed, expected):
-    found = write_mended([trace(RIGHT), trace(failed)])
+def test_streams_are_mended_where_they_leave_what_could_be_solved(stream, expected):
+    found = write_mended([trace(RIGHT), trace(stream)])
     assert texts(found) == [RIGHT] + [expected] * (expected is not None)
     assert all(new["correct"] for new in found)
 

@@ -1,0 +1,79 @@
+"""
+Several processes, begun by `torchrun --nproc_per_node 2 train_sft.py`.
+
+In training each takes its share of a batch, and before each step they agree on the mean of their gradients:
+so their weights stay the same to the last bit. In a search each takes its share of the problems. Only the
+first, of rank 0, prints and writes files.
+"""
+import atexit
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from common import choose_device
+
+
+def join_processes(args):
+    """Note in args which process this is, and of how many."""
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        if choose_device(args.device).type == "cuda":
+            if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+                raise ValueError("more processes than CUDA devices: use fewer, or --device cpu")
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Before there is a group: functions in there take it as a default argument when they are imported, as
+        # optimizers do some time, and would keep it for ever, with threads that may abort Python at its end.
+        from torch.distributed.nn import functional  # noqa: F401
+        dist.init_process_group(timeout=timedelta(hours=3))             # measuring takes its time
+        atexit.register(dist.destroy_process_group)
+    args.rank, args.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_of(n, args, flag):
+    """How many of the n that a flag asks for are this process's to make."""
+    if n % args.processes:
+        raise ValueError(f"{flag} {n} cannot be shared by {args.processes} processes: choose a multiple")
+    return n // args.processes
+
+
+def mean_over_processes(numbers):
+    """A list of numbers, or a tensor -> the same, averaged over all processes."""
+    if not dist.is_initialized():
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
+    try:
+        dist.all_reduce(tensor)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise SystemExit(f"the processes of this run have lost each other: {reason}") from None
+    tensor /= dist.get_world_size()
+    return tensor if tensor is numbers else tensor.tolist()
+
+
+def average_gradients(model):
+    """What every process does between its gradient and its step."""
+    if not dist.is_initialized():
+        return
+    weights = list(model.parameters())
+    learnt = mean_over_processes([float(weight.grad is not None) for weight in weights])
+    weights = [weight for weight, share in zip(weights, learnt) if share]       # that any process has one for
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    mean = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
+    for weight, part in zip(weights, mean.split([weight.numel() for weight in weights])):
+        weight.grad = part.view_as(weight)
+
+
+def shared(function, items):
+    """
+    function(items), which answers a list with one entry for each item: every process works on its share, and
+    gets all answers.
+    """
+    if not dist.is_initialized():
+        return function(items)
+    n = dist.get_world_size()
+    parts, answers = [None] * n, [None] * len(items)
+    dist.all_gather_object(parts, function(items[dist.get_rank()::n]))
+    for rank, part in enumerate(parts):
+        answers[rank::n] = part
+    return answers
