@@ -36,7 +36,7 @@ p { max-width: 50rem; }
 table { border-collapse: separate; border-spacing: 0; }
 th, td { padding: .4rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { position: sticky; top: 0; z-index: 1; background: var(--page); white-space: nowrap; }
-tbody th { position: sticky; left: 0; background: var(--page); }
+tbody th { position: sticky; left: 0; background: var(--page); white-space: nowrap; }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; }
 pre { margin: 0; }
 del, i { color: var(--soft); }

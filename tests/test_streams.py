@@ -2,17 +2,19 @@
 The teacher of streams, held against replay and enumeration.
 """
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import best_of_n
+from budget import Settings
 from common import choose_task
 from countdown import wishes
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
 from scripts import run, run_here, table
 from streams import STREAM, SEEN_TARGETS, UNSEEN_TARGETS, parts, piece, plans, stream
-from traces import read_traces
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
@@ -266,14 +268,18 @@ def test_streams_go_through_all_scripts(tmp_path):
     assert [(row["targets"], row["budget"]) for row in rows] == [
         ("seen", "32"), ("seen", "64"), ("unseen", "32"), ("unseen", "64")]
     assert table(tmp_path / "faults.csv")
-    done = run_here("search.py", "--save", tmp_path / "found.jsonl", "--methods", "stream", "--budgets", 8,
-                    "--n-problems", 20, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(read_traces(tmp_path / "found.jsonl")) == 20             # what was cut off, too
     done = run_here("search.py", "--ask", "9 3 5>24", "--out", tmp_path)
     assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
     done = run_here("search.py", "--methods", "majority", "--out", tmp_path)
     assert done.returncode == 2 and "with a model of streams there are" in done.stderr
+
+
+def test_a_stream_that_was_cut_off_is_found_too(monkeypatch):
+    cut = best_of_n.Sample("9-5=4,3 2", 0.0, 8, False)
+    monkeypatch.setattr(best_of_n, "draw", lambda *args: [cut])
+    model = SimpleNamespace(config=SimpleNamespace(block_size=100))
+    result, = best_of_n.one_stream(model, [parse_problem("9 3 5 2>24")], 8, Settings(8))
+    assert result.found == [(cut.completion, 8, None)] and not result.finished
 
 
 @pytest.mark.parametrize("flags, expected", [
