@@ -7,6 +7,7 @@ first, of rank 0, prints and writes files.
 """
 import atexit
 import os
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -37,16 +38,23 @@ def share_of(n, args, flag):
     return n // args.processes
 
 
+@contextmanager
+def told_if_lost():
+    """End with one line if another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise SystemExit(f"the processes of this run have lost each other: {reason}") from None
+
+
 def mean_over_processes(numbers):
     """A list of numbers, or a tensor -> the same, averaged over all processes."""
     if not dist.is_initialized():
         return numbers
     tensor = torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
-    try:
+    with told_if_lost():
         dist.all_reduce(tensor)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise SystemExit(f"the processes of this run have lost each other: {reason}") from None
     tensor /= dist.get_world_size()
     return tensor if tensor is numbers else tensor.tolist()
 
@@ -73,7 +81,9 @@ def shared(function, items):
         return function(items)
     n = dist.get_world_size()
     parts, answers = [None] * n, [None] * len(items)
-    dist.all_gather_object(parts, function(items[dist.get_rank()::n]))
+    mine = function(items[dist.get_rank()::n])
+    with told_if_lost():
+        dist.all_gather_object(parts, mine)
     for rank, part in enumerate(parts):
         answers[rank::n] = part
     return answers

@@ -5,7 +5,7 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
     python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
     python search.py --ask "25 8 7>24" --html tree.html             # and as a page, step by step
     python search.py --ask                          # problem after problem, until Ctrl-D
-    torchrun --nproc_per_node 2 search.py           # the same by two processes, in about half the time
+    torchrun --nproc_per_node 2 search.py           # by two processes, each with half of the problems
     python search.py --problems FILE                # your own problems, a prompt a line
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150

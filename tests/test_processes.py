@@ -118,6 +118,12 @@ def test_shares_come_back_in_order(monkeypatch):
     assert processes.shared(lambda part: [10 * i for i in part], range(1, 8)) == [10, 20, 30, 40, 50, 60, 70]
 
 
+def test_a_lost_process_is_told_in_one_line():
+    with pytest.raises(SystemExit, match="have lost each other: connection closed$"):
+        with processes.told_if_lost():
+            raise RuntimeError("connection closed\nand much more")
+
+
 def test_what_cannot_be_shared_is_told():
     args = make_parser().parse_args([])
     args.processes = 3
