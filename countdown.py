@@ -32,10 +32,7 @@ NUMBERS, TARGETS = range(1, 100), range(10, 101)        # of the problems that a
 MULTIPLY = 0.3      # early in training, the share of problems that must multiply or divide
 NEAR = 0.2              # a near miss is off by less than this share
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
-PROMPT = re.compile("(N)(?: (N))+>(N)".replace("N", f"(?:{NUMBER.pattern})"))
-# *+ is possessive: there is nothing to try again in a list of numbers, so no memory is kept for that.
-LEFT = re.compile("N(?: N)*+>N".replace("N", f"(?:{NUMBER.pattern})"))           # as PROMPT, or one number
-STEP = re.compile("(N)([-+*/])(N)=(N),(N(?: N)*+)(?:>(N))?".replace("N", f"(?:{NUMBER.pattern})"))
+STEP = re.compile("(N)([-+*/])(N)=(N),([0-9 ]+)(?:>(N))?".replace("N", f"(?:{NUMBER.pattern})"))
 
 
 class Countdown(Task):
@@ -53,11 +50,11 @@ class Countdown(Task):
         return ">" in text
 
     def parse(self, text):
-        if not PROMPT.fullmatch(text):
+        read = read_prompt(text)
+        if not read or len(read[0]) < 2:
             raise ValueError(f"{show(text)} is not a countdown prompt: numbers from 0 to {MAX_VALUE}, single "
                              'spaces between them, ">", the target, as in "9 3 5 2>24"')
-        left, target = text.split(">")
-        return make_problem(tuple(map(int, left.split(" "))), int(target))
+        return make_problem(*read)
 
     def is_drawn(self, problem):
         return problem.target in TARGETS and all(number in NUMBERS for number in problem.numbers)
@@ -67,7 +64,8 @@ class Countdown(Task):
 
     def step(self, problem, state, line):
         match = STEP.fullmatch(line)
-        if not match:
+        listed = match and read_numbers(match[5])
+        if not listed:
             return None, "not of the form a+b=c,numbers left"
         a, op, b, c = int(match[1]), match[2], int(match[3]), int(match[4])
         rest = list(state)
@@ -78,8 +76,7 @@ class Countdown(Task):
         if compute(a, op, b) != c:
             return None, f"{a}{op}{b} is not {c}"
         rest.append(c)
-        listed = match[5].split(" ")
-        if len(listed) != len(rest) or sorted(map(int, listed)) != sorted(rest):
+        if sorted(listed) != sorted(rest):
             return None, f"the numbers left are {join(rest)}"
         if match[6] and int(match[6]) != problem.target:
             return None, f"the target is {problem.target}, not {match[6]}"
@@ -92,10 +89,8 @@ class Countdown(Task):
         return tuple(sorted(state, reverse=True))
 
     def names(self, problem, state, text):
-        if not LEFT.fullmatch(text):
-            return False
-        left, target = text.split(">")
-        return sorted(map(int, left.split(" "))) == sorted(state) and int(target) == problem.target
+        read = read_prompt(text)
+        return bool(read) and sorted(read[0]) == sorted(state) and read[1] == problem.target
 
     def is_solved(self, problem, state):
         return state == (problem.target,)
@@ -201,6 +196,19 @@ class Countdown(Task):
             if n_draws > 100_000 * (n + 10):
                 raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[waiting[0]]}")
         return problems, solutions
+
+
+def read_numbers(text):
+    """The numbers of a list such as "3 2 4", None if it is none."""
+    words = text.split(" ")
+    return tuple(map(int, words)) if all(map(NUMBER.fullmatch, words)) else None
+
+
+def read_prompt(text):
+    """(numbers, target) of a text such as "3 2 4>24", one number or more; None if it is of another form."""
+    left, _, target = text.partition(">")
+    numbers = read_numbers(left)
+    return (numbers, int(target)) if numbers and NUMBER.fullmatch(target) else None
 
 
 def make_problem(numbers, target):

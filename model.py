@@ -72,7 +72,6 @@ def number_table(config):
     is_digit = (digit >= 0) & (digit <= 9)
     number = torch.where(is_digit, digit, 10 ** config.n_gram)
     unbroken = is_digit                     # what is read now and all up to here are digits
-    # The token that stands so far before the last is the next dimension on the left
     for back in range(1, config.n_gram):    # an earlier token's dimension stands further left
         column = (-1,) + (1,) * back
         unbroken = is_digit.view(column) & unbroken
@@ -267,8 +266,9 @@ class GPT(nn.Module):
 
     def forward(self, idx, cache=None):
         """
-        Token ids (B, T) -> logits (B, T, V), values (B, T). values are logits too: sigmoid(value) = P(what
-        begins like this ends correct). A cache is filled on the way.
+        Token ids (B, T) -> logits (B, T, V), values (B, T). values are logits too: sigmoid(value) is the
+        return that is expected of what begins like this, P(it ends correct) where there is no price on
+        thinking. A cache is filled on the way.
         """
         B, T = idx.shape
         # Before the first token, 0

@@ -18,16 +18,27 @@ MOST = 1000                                 # steps on a page, and
 WIDEST = 80                                 # characters of a text: so it stays below 300 KB
 
 
-def write_page(path, page, problem, outcome, checkpoint):
+def check_name(path):
+    """ValueError if this is no name for a page: it would overwrite something else."""
+    if not path.endswith(".html"):
+        raise ValueError(f"--html {path}: the name of a page ends in .html")
+
+
+def save_page(path, text):
     """Write a page, whole or not at all. OSError if that cannot be."""
+    with write_whole(path) as file:
+        file.write(text.encode())
+    print(f"wrote {path}")
+
+
+def write_page(path, page, problem, outcome, checkpoint):
+    """Write the page of a search. OSError if that cannot be."""
     prompt = problem.prompt.rstrip()
     about = {"prompt": prompt, "outcome": outcome, "checkpoint": checkpoint}
     data = json.dumps(page | about, separators=(",", ":")).replace("<", "\\u003c")      # no </script> in it
     text = TEMPLATE.read_text(encoding="utf-8").replace("{{prompt}}", html.escape(prompt))
     text = text.replace("{{rules}}", html.escape(TASKS[problem.task].rules))
-    with write_whole(path) as file:
-        file.write(text.replace("{{data}}", data).encode())
-    print(f"wrote {path}")
+    save_page(path, text.replace("{{data}}", data))
 
 
 def make_row(line, note, exact=None, head=None, prior=None, first=0, depth=0):

@@ -5,17 +5,18 @@ Draw the two scaling laws from the tables that the scripts wrote.
     python plot.py out/0 out/1              # several runs of the same commands: their means
 
 Left, accuracy against the FLOPs spent in RL, dotted what it was before, a line for each size of model; where
-there was no RL, those spent in SFT.
-Points on the way are measured on fewer problems than the last. Right, accuracy against the tokens that a
-problem took at test time, of a model of streams those that it was allowed: a line for each method, dashed
-what needs no model; shaded, 95 % intervals (of several runs, the mean of theirs).
+there was no RL, those spent in SFT. Points on the way are measured on fewer problems than the last.
+
+Right, accuracy against the tokens that a problem took at test time, of a model of streams those that it was
+allowed: a line for each method, dashed what needs no model; shaded, 95 % intervals (of several runs, the mean
+of theirs).
 """
 import csv
 import os
 from collections import defaultdict
 
 # First, so that Ctrl-C while matplotlib is imported ends quietly
-from common import Parser, check_plain, fail, run_script, write_whole
+from common import Parser, check_plain, fail, read_table, run_script, write_whole
 
 import matplotlib
 matplotlib.use("Agg")
@@ -43,11 +44,8 @@ def read(folders, name):
     """The rows of one table in all folders, numbers as floats."""
     rows = []
     for folder in folders:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                for row in csv.DictReader(file):
-                    rows.append({key: number_or_text(value) for key, value in row.items()})
+        for row in read_table(os.path.join(folder, name)):
+            rows.append({key: number_or_text(value) for key, value in row.items()})
     return rows
 
 

@@ -109,7 +109,6 @@ class Decoder:
             values=zeros(B, T_all, dtype=weight.dtype),
             top_logprobs=zeros(B, T_all, n_top, dtype=weight.dtype),
             top_tokens=zeros(B, T_all, n_top))
-        self.zero = zeros(B, 1, 1, dtype=self.cache.k.dtype)
         self.stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.long, device=device)
         self.generator = torch.Generator(device)
         self.n = 0                          # rows in use; those behind them are dead
@@ -123,7 +122,7 @@ class Decoder:
     def step(self):
         """Read the last token of every row, and sample the next."""
         rows, column = self.rows, self.cache.columns
-        rows.seen.index_copy_(2, column, self.zero)                     # every token sees itself
+        rows.seen.index_fill_(2, column, 0)                             # every token sees itself
         seen = rows.seen[:, :, :self.cache.T]
         logits, values = self.model.run(rows.window, rows.position, seen, self.cache)
         logits = logits[:, 0]               # (B, V)
@@ -211,10 +210,7 @@ class Decoder:
 
 
 def make_decoder(model, B, T_all, *settings):
-    """
-    A decoder for at least B rows and T_all columns. On CUDA they are of round sizes and kept, as is what was
-    captured.
-    """
+    """A decoder for at least B rows and T_all columns; on CUDA of round sizes, kept with what it captured."""
     device = model.wte.weight.device.type
     T_all = -(-T_all // BLOCK[device]) * BLOCK[device]
     if device == "cpu":
@@ -325,9 +321,7 @@ def draw_seed(generator):
 
 
 def leave_behind(decoder, done):
-    """
-    Copy what a decoder's rows are so far to those of all samples; done is None where there are none yet.
-    """
+    """Copy what a decoder's rows are so far to those of all samples, or begin these, where done is None."""
     rows = {name: buffer[:decoder.n] for name, buffer in vars(decoder.rows).items()}
     if done is None:
         return SimpleNamespace(**{name: buffer.clone() for name, buffer in rows.items()})

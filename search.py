@@ -30,7 +30,6 @@ marked so (*). Four methods need no model at all, to compare with: random legal 
 in order, in the order of a heuristic, and at random with a look one step ahead.
 """
 import os
-import re
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +37,6 @@ from functools import partial
 # First, so that Ctrl-C while torch is imported ends quietly
 from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -49,11 +47,12 @@ from budget import Settings
 from checkpoint import load_checkpoint
 from metrics import wilson
 from model import flops_per_token
+from page import check_name
+from problems import check_room, load_problems, read_problem
 from processes import join_processes, shared
-from streams import SEEN_TARGETS
-from traces import write_traces
+from traces import traces_of, write_traces
 from tree import beam, depth_one, mcts
-from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, state_value, verify
+from verify import TASKS, encode, held_out_problems, verify
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
 BUDGETS, STREAM_BUDGETS = (75, 150, 300), (32, 64, 128, 256, 512, 1024)
@@ -203,22 +202,6 @@ def describe(row):
             f"{row['tokens_per_problem']:6.1f} tokens a problem  {row['seconds']:.1f} s")
 
 
-def traces_of(problems, results, row):
-    """
-    All that a method found, right and wrong, as traces. What the search has cost is shared by all of them.
-    """
-    found = [(problem, *solution) for problem, result in zip(problems, results) for solution in result.found
-             if "<|" not in solution[0]]  # a special token amid the text: the language has no way to write it
-    flops = row["flops_per_problem"] * row["problems"] / max(1, len(found))
-    traces = []
-    for problem, completion, tokens, values in found:
-        correct = verify(problem, completion).correct
-        trace = {"prompt": problem.prompt, "completion": completion, "correct": correct, "tokens": tokens,
-                 "method": row["method"], "flops": flops}
-        traces.append(trace if values is None else trace | {"values": values})
-    return traces
-
-
 # ------------------------------------------------------------------------------------------------------------
 # The script
 
@@ -265,69 +248,6 @@ def load_model(args, others=()):
     return model
 
 
-def load_problems(args):
-    """What to measure on: a file's problems, fresh training problems for --save, else held-out ones."""
-    if args.save:
-        rng, targets = np.random.default_rng([args.seed, 2]), SEEN_TARGETS if args.streams else None
-        return make_problems(args.task, args.level, args.n_problems, rng, targets=targets)[0]
-    if not args.problems:
-        return held_out_problems(args.task, args.level, args.n_problems, args.split)
-    problems = []
-    with open(args.problems, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                problems.append(check(parse_problem(line), args))
-            except ValueError as error:
-                raise ValueError(f"{args.problems}, line {number}: {error}") from None
-    if not problems:
-        raise ValueError(f"{args.problems} holds no problems")
-    return problems
-
-
-def check(problem, args):
-    """
-    A problem of the user's, if it is of the task and level to search on: those of the checkpoint, or the
-    flags'.
-    """
-    if (problem.task, problem.level) != (args.task, args.level):
-        raise ValueError(f"{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; "
-                         f"{args.init} is for {args.task} at level {args.level}")
-    return problem
-
-
-def read_problem(text, model, args, at_its_level=False):
-    """The problem in a text, if this model can be asked it. ValueError says why not."""
-    problem = parse_problem(tidy(text))
-    if at_its_level:
-        allow_its_level(problem, args)
-    check(problem, args)
-    check_room(model, [problem], args.max_tokens)
-    if not state_value(problem, ""):
-        raise ValueError(f"{text} has no solution that uses every number once: all ways were tried")
-    return problem
-
-
-def allow_its_level(problem, args):
-    """Ask a problem at its own level, whatever the model was trained on, unless --level says otherwise."""
-    if "level" not in args.given and problem.task == args.task:
-        args.level = problem.level
-        if "max_tokens" not in args.given:
-            args.max_tokens = max(args.max_tokens, TASKS[args.task].max_tokens(args.level))
-
-
-def tidy(text):
-    """What a user typed, without spaces where the language has none."""
-    return re.sub(" ?> ?", ">", " ".join(text.split()))
-
-
-def check_room(model, problems, max_tokens):
-    """ValueError if the longest prompt and completion are more than the model reads."""
-    n_tokens = max(len(encode(problem.prompt)) for problem in problems) + max_tokens
-    if n_tokens + 2 > model.config.block_size:
-        raise ValueError(f"the longest prompt and --max-tokens {max_tokens} are {n_tokens} tokens: the model "
-                         f"reads under {model.config.block_size - 1}")
-
-
 def check_methods(args):
     useless = [name for name in args.methods if name not in default_methods(args.task, args.streams)]
     if useless:
@@ -344,8 +264,8 @@ def run(parser, args):
     with parser.errors():
         if args.html and args.ask in (None, STDIN):
             raise ValueError("--html shows one problem: give it with --ask PROMPT")
-        if args.html and not args.html.endswith(".html"):
-            raise ValueError(f"--html {args.html}: the name of a page ends in .html")
+        if args.html:
+            check_name(args.html)
         join_processes(args)
         if args.ask and args.processes > 1:
             raise ValueError("--ask is for one process: leave torchrun out")

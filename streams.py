@@ -25,7 +25,7 @@ import math
 
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
-UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96                 # as there: no stream is trained on them
+UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96     # as in Stream of Search: never trained on
 SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARGETS]
 LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
 DEAD_END = 0.8          # P(a try goes on to the last step)
@@ -134,15 +134,15 @@ def parts(problem, rng):
     A problem, as it was drawn or as a return restates it, and what the right steps leave of it, down to three
     numbers: each a problem with its solution.
     """
-    task, found = TASKS[problem.task], []
+    task = TASKS[problem.task]
     if rng.random() < 0.5:
         problem = parse_problem(task.restate(problem, Stream(problem).start))
-    solution = task.solve(problem, rng)
-    while problem.level > 2:
-        found.append((problem, solution))
-        state, _ = task.step(problem, task.start(problem), solution.split("\n")[0])
+    found = [(problem, task.solve(problem, rng))]
+    while problem.level > 3:
+        first_step = found[-1][1].split("\n")[0]
+        state, _ = task.step(problem, task.start(problem), first_step)
         problem = parse_problem(task.restate(problem, state))
-        solution = task.solve(problem)
+        found.append((problem, task.solve(problem)))
     return found
 
 
@@ -178,8 +178,10 @@ def plans(problem, rng, most=4):
 
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream. In the beginning n pieces; later, in turn, these, n / 4
-    texts of plans where more than one step is left to plan, and n / STREAM streams.
+    What a step of training shows, a list of Stream. In the beginning, and now and then later, n / 2 whole
+    pieces and n / 6 short streams; else the first steps of n pieces. After STREAMS_AFTER every second lesson
+    shows n / STREAM streams instead, and of the others every second n / 4 texts of plans, where more than one
+    step is left to plan.
     """
     def draw(n):
         return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]

@@ -48,6 +48,22 @@ def imitated_lines(problem, completion, correct):
     return imitated
 
 
+def traces_of(problems, results, row):
+    """
+    All that a method found, right and wrong, as traces. What the search has cost is shared by all of them.
+    """
+    found = [(problem, *solution) for problem, result in zip(problems, results) for solution in result.found
+             if "<|" not in solution[0]]  # a special token amid the text: the language has no way to write it
+    flops = row["flops_per_problem"] * row["problems"] / max(1, len(found))
+    traces = []
+    for problem, completion, tokens, values in found:
+        correct = verify(problem, completion).correct
+        trace = {"prompt": problem.prompt, "completion": completion, "correct": correct, "tokens": tokens,
+                 "method": row["method"], "flops": flops}
+        traces.append(trace if values is None else trace | {"values": values})
+    return traces
+
+
 def write_traces(path, traces):
     with write_whole(path) as file:
         for trace in traces:

@@ -1,5 +1,5 @@
 """
-Reinforcement learning against the exact verifier, REINFORCE or PPO.
+Reinforcement learning against the exact verifier: REINFORCE, PPO, or the filter.
 
     python train_rl.py                      # out/sft.pt -> out/rl.pt, out/rl.csv (6 min on two CPU cores)
     python train_rl.py --algo ppo
@@ -8,27 +8,15 @@ A step: (1) sample several completions for each of a batch of fresh problems; (2
 that ends and that the verifier accepts, else 0; (3) drop the problems that give no signal; (4) turn rewards
 into an advantage for each token; (5) one or more optimizer steps on the policy loss, plus the value head's.
 
-An algorithm is an entry in `ALGORITHMS`:
-
-    filter      advantage = reward: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022)
-    reinforce   advantage = reward - mean reward of the problem's samples; one on-policy step, so no ratio
-    ppo         advantage = GAE over the value head; several steps on a batch, held by the clipped ratio
+Advantages and losses stand in algorithms.py.
 
 RL alone sharpens: a single sample gets better, but the policy forgets what it found only now and then, and
-pass@16 falls. What slows that fall is to go on imitating worked solutions beside the policy gradient
+pass@16 falls. What slows that fall is to go on imitating the teacher beside the policy gradient
 (`--sft-coef`; the PPO-ptx of Ouyang et al. 2022).
-
-Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
-2025); groups that are all right or all wrong are dropped (DAPO, Yu et al. 2025), by the filter only those
-that are all wrong; the critic's targets are the outcomes themselves, lambda = 1, and only the policy's lambda
-is lower (VC-PPO, Yuan et al. 2025); discount 1, but for streams (see `discounted`). The value head, too,
-learns only from groups that were not dropped, so it predicts success on problems that are neither too easy
-nor too hard.
 """
 import math
 import os
 from collections import Counter
-from typing import Callable, NamedTuple
 
 # First, so that Ctrl-C while torch is imported ends quietly
 from common import Parser, between, choose_device, choose_task, clock, count, positive, run_script, whole
@@ -37,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from algorithms import ALGORITHMS, discounted, is_mixed, worth_learning
 from checkpoint import load_checkpoint
 from optim import OPTIMIZERS, optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
@@ -46,13 +35,12 @@ from trainer import Run, add_run_flags, by_length, load_stopped, on_tokens, pack
 from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps
-NEVER = 10 ** 9                             # a position that no text has
 DEFAULTS = {"steps": 80, "prompts": 128, "half_life": 0, "sft_coef": 0.5}
 STREAM_DEFAULTS = {"steps": 100, "prompts": 48, "half_life": 64, "sft_coef": 0.03}
 
 
 def make_parser():
-    parser = Parser(description="REINFORCE or PPO against the verifier: writes rl.pt and rl.csv.")
+    parser = Parser(description="REINFORCE, PPO or the filter against the verifier: writes rl.pt and rl.csv.")
     # the start
     parser.shared("--init", "--task", "--level", "--max-tokens")
     # the rollouts
@@ -127,7 +115,7 @@ def rollout(model, args, step, seconds):
     return batch, demos
 
 
-def mark_attempts(batch, problems, completions, finished, streams=True):
+def mark_attempts(batch, problems, completions, finished, streams):
     """
     Add "begins" (B, T), which tokens begin an attempt: the first, and each behind a return to the problem;
     and "goes_on" (B,), which samples are streams that were cut off while nothing was lost yet.
@@ -150,137 +138,19 @@ def demonstrations(problems, solutions, rng, device, args):
     """
     if args.streams:
         written = [stream(problem, rng) for problem in problems]
-        completions, imitate = [text.ids for text in written], [text.imitate for text in written]
+        completions = [text.ids for text in written]
+        imitate = [flag for text in written for flag in text.imitate]
     else:
         completions = [encode(solution) + [EOS] for solution in solutions]
-        imitate = [[True] * len(ids) for ids in completions]
+        imitate = [True] * sum(map(len, completions))
     demos = pack([encode(problem.prompt) for problem in problems], completions, device)
-    return demos | {"imitate": on_tokens(sum(imitate, []), demos["action"])}
+    return demos | {"imitate": on_tokens(imitate, demos["action"])}
 
 
 def longest(args, step):
     """The longest completion of a step: streams grow, from a quarter of --max-tokens to all of it."""
     share = min(1.0, 0.25 + 1.5 * step / args.steps) if args.streams else 1.0
     return round(share * args.max_tokens)
-
-
-def is_mixed(rewards, args):
-    """Which groups have right and wrong samples: rewards (B,) -> (B / --samples,)."""
-    groups = rewards.view(-1, args.samples)
-    return groups.max(1).values > groups.min(1).values
-
-
-def has_right(rewards, args):
-    """Which groups have a right sample."""
-    return rewards.view(-1, args.samples).max(1).values > 0
-
-
-def discounted(batch, args):
-    """
-    What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until then.
-
-    A price on thinking that knows no ceiling: the expected discounted reward is the share of problems solved
-    within b tokens, averaged over budgets b that end at each token with the same probability.
-
-    Whoever goes back to the problem begins anew. So what comes behind the next return is not counted as it
-    happened to come, but as it comes on the mean of all attempts at this problem: so an attempt is credited
-    with its own success, and not with the luck of the next ones. A stream that was cut off goes on like this
-    too.
-    """
-    rewards = batch["rewards"][:, None]                                 # (B, 1)
-    if not args.half_life:
-        return rewards.expand_as(batch["old_values"])
-    decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
-    position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
-    to_the_end = decay ** (position[:, -1:] - position)         # the factor from here to the end
-    # What a new attempt is worth, over all n that began: anew = (sum of rewards * to_the_end, and where a
-    # stream was cut off, of anew * to_the_end) / n. Solved for anew:
-    goes_on = batch["goes_on"][:, None]
-    known = sum_of_groups(rewards * to_the_end * begins, args)
-    anew = known / (sum_of_groups(begins, args) - sum_of_groups(goes_on * to_the_end * begins, args))
-    at_the_end = anew.where(goes_on, rewards)                           # (B, 1)
-    # Where the next attempt begins: the smallest such position on the right
-    later = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
-    later = later.flip(1).cummin(1).values.flip(1)
-    return (anew * decay ** (later - position)).where(later < NEVER, at_the_end * to_the_end)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Advantages: (batch, args) -> (B, T)
-
-def filter_advantages(batch, args):
-    """
-    The return. The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are
-    right: to imitate one's own right answers is a policy gradient without a baseline.
-    """
-    return batch["returns"] * (batch["rewards"] > 0)[:, None]
-
-
-def reinforce_advantages(batch, args):
-    """
-    The reward less the mean reward of the problem's samples, for every token of a completion. With a
-    --half-life, the return less its mean over all tokens of these samples. Of a stream in which the fifth
-    attempt succeeds, the first four are blamed.
-    """
-    returns = batch["returns"]
-    counted = batch["action"] if args.half_life else last_tokens(batch["action"])
-    return returns - sum_of_groups(returns * counted, args) / sum_of_groups(counted, args)
-
-
-def sum_of_groups(x, args):
-    """The sum of x (B, T) over all tokens of a problem's samples: (B, 1)."""
-    return x.reshape(-1, args.samples * x.size(1)).sum(1).repeat_interleave(args.samples)[:, None]
-
-
-def gae_advantages(batch, args):
-    """
-    A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = gamma V_{t+1} - V_t, and r - V_t at the last token (GAE,
-    Schulman et al. 2016, equation 16, one reward at the end); gamma is 1 without a --half-life.
-    """
-    values, action = batch["old_values"].sigmoid(), batch["action"]
-    gamma = 0.5 ** (1 / args.half_life) if args.half_life else 1.0
-    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(action), batch["returns"])
-    return lambda_sums(after - values, action, gamma * args.lam)
-
-
-def lambda_sums(deltas, action, lam):
-    """sum_k lam^k delta_{t+k} over the tokens of a completion: (B, T) -> (B, T)."""
-    sums, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
-    for t in reversed(range(deltas.size(1))):
-        running = (deltas[:, t] + lam * running) * action[:, t]
-        sums[:, t] = running
-    return sums
-
-
-def last_tokens(action):
-    """Which of the completions' tokens, action (B, T), are the last: (B, T)."""
-    return action & ~F.pad(action[:, 1:], (0, 1))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Losses: (logprobs, batch, args) -> (B, T), to be summed
-
-def policy_gradient_loss(logprobs, batch, args):
-    return -batch["advantages"] * logprobs
-
-
-def clipped_loss(logprobs, batch, args):
-    """Schulman et al. 2017, equation 7. On policy the ratio is 1, and the gradient REINFORCE's."""
-    ratio = (logprobs - batch["old_logprobs"]).exp()
-    clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
-    return -torch.minimum(ratio * batch["advantages"], clipped * batch["advantages"])
-
-
-class Algorithm(NamedTuple):
-    advantages: Callable
-    loss: Callable
-    has_signal: Callable = is_mixed         # which groups there is something to learn from
-    passes: int = 1                         # --epochs and --minibatches, if they are not given
-
-
-ALGORITHMS = {"filter": Algorithm(filter_advantages, policy_gradient_loss, has_signal=has_right),
-              "reinforce": Algorithm(reinforce_advantages, policy_gradient_loss),
-              "ppo": Algorithm(gae_advantages, clipped_loss, passes=2)}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -309,7 +179,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     """
     algorithm = ALGORITHMS[args.algo]
     old_values = batch["old_values"]        # what the policy that sampled thought: for explained_variance
-    if algorithm.loss is clipped_loss:      # the ratio must not see how the sampler rounds
+    if algorithm.uses_ratio:                # it must not see how the sampler rounds
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     batch["returns"] = discounted(batch, args)
     batch["advantages"] = algorithm.advantages(batch, args) * batch["action"]
@@ -385,9 +255,7 @@ def train(args, run):
             batch, demos = rollout(run.model, args, step, seconds)
             rewards = batch["rewards"]
             # 3. Drop the groups without signal.
-            # Who has to learn to be quick learns from groups that are all right, too.
-            has_signal = has_right if args.half_life else ALGORITHMS[args.algo].has_signal
-            useful = has_signal(rewards, args)
+            useful = worth_learning(rewards, args)
             kept = take(batch, useful.repeat_interleave(args.samples))
             # 4, 5. Advantages, losses, steps: see learn.
             metrics = dict.fromkeys(METRICS, math.nan)
@@ -411,7 +279,7 @@ def count_tokens(run, args, batch, kept, demos, learnt):
     n_read = prompt_lengths[::args.samples].sum().item()
     n_new, n_kept = batch["action"].sum().item(), (kept["idx"] != PAD).sum().item()
     n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and learnt else 0
-    n_old = n_kept if ALGORITHMS[args.algo].loss is clipped_loss else 0         # the old policy's log-probs
+    n_old = n_kept if ALGORITHMS[args.algo].uses_ratio else 0           # the old policy's log-probs
     n_learnt = args.epochs * (n_kept + args.minibatches * n_demo)
     lengths = (batch["idx"] != PAD).sum(1).float()                      # a long text has long contexts
     context = (lengths.square().sum() / lengths.sum() / 2).item()

@@ -6,22 +6,14 @@ solutions, and learn to judge one's own.
     python train_sft.py --no-streams        # worked solutions, the base for votes and tree search
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
-Each step draws fresh problems with their solutions; the loss is on the completion only, its <|eos|> included.
-What streams show, and what of it is imitated, says streams.py. The rest is about worked solutions.
-
-What is hard in a countdown solution is to plan its first step; the rest is soon mastered. So after a while
-most batches show the first step up to its result only. Every sixth batch shows all: half of it solutions,
-half of it random steps, of which only the arithmetic is imitated, so that the model stays honest where a plan
-fails (`honest`).
-
-The value head learns P(this ends correct) at every token (binary cross-entropy, the outcome as label: Cobbe
-et al. 2021, section 3): from those random steps, and in the second half, now and then, from the model's own
-attempts as well, which the verifier judges. With streams it learns nothing here (RL teaches it a little).
+Each step shows fresh problems with what a teacher wrote for them, or some of the traces; the loss is on those
+tokens of the completions that are to be imitated. What streams show, and what of it is imitated, says
+streams.py; what worked solutions do, and how the value head learns from them, solutions.py. With streams it
+learns nothing here (RL teaches it a little).
 """
 import math
 import signal
 from argparse import BooleanOptionalAction
-from dataclasses import dataclass
 from functools import partial
 
 # First, so that Ctrl-C while torch is imported ends quietly
@@ -32,24 +24,21 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+import solutions
 import streams
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
-from sample import generate
 from traces import imitated_lines, read_traces
-from trainer import Run, add_run_flags, by_length, load_stopped, on_tokens, pack
-from verify import EOS, TASKS, encode, is_correct, make_problems, parse_problem, random_steps
+from trainer import Example, Run, add_run_flags, by_length, load_stopped, on_tokens, pack
+from verify import EOS, TASKS, encode, parse_problem
 
-HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,
-WHOLE_EVERY = 6         # and one in so many all of it
-VALUE_EVERY = 16        # in the second half, every so many steps the value head learns from own attempts
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
 
 
 def make_parser():
-    parser = Parser(description="Imitate worked solutions and fit the value head: writes sft.pt and sft.csv.")
+    parser = Parser(description="Imitate streams, worked solutions or traces: writes sft.pt and sft.csv.")
     # the problems
     parser.shared("--task", "--level", "--max-tokens")
     # the model
@@ -87,55 +76,14 @@ def make_parser():
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Examples
+# What each step learns from
 
-@dataclass
-class Example:
-    prompt: list                            # token ids
-    completion: list                        # token ids, <|eos|> included where it ended
-    imitate: list                           # of bool, for each token of the completion
-    labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
-
-
-def worked(problem, solution):
-    """A worked solution to imitate."""
-    return to_imitate(problem, encode(solution) + [EOS])
-
-
-def hard_part(problem, solution):
-    """The part of a worked solution that is hard to learn."""
-    part = TASKS[problem.task].hard_part(solution)
-    return to_imitate(problem, encode(part)) if part != solution else worked(problem, solution)
-
-
-def to_imitate(problem, ids):
-    return Example(encode(problem.prompt), ids, [True] * len(ids))
-
-
-def arithmetic_only(task, text):
-    """
-    The tokens of some steps, and for each whether it follows from the writer's choice: (ids, list of bool).
-    """
-    ids, follows = [], []
-    for line in text.splitlines(keepends=True):
-        chosen = task.chosen_part(line)
-        n_chosen, tokens = len(encode(chosen)), encode(line)
-        ids += tokens
-        follows += [False] * n_chosen + [True] * (len(tokens) - n_chosen)
-    return ids, follows
-
-
-def honest(problem, rng):
-    """
-    Random legal steps to the end, of which only what follows from each choice is imitated. In worked
-    solutions the last line always ends in the target: a model that has seen nothing else writes the target in
-    a dead end too, and can tell no wrong arithmetic from right. The value head learns how they ended.
-    """
-    task = TASKS[problem.task]
-    text, state = random_steps(problem, problem.level - 1, rng, below=1000)    # more is read in parts
-    ids, follows = arithmetic_only(task, text)
-    label = float(task.is_solved(problem, state))
-    return Example(encode(problem.prompt), ids + [EOS], follows + [True], [label] * (len(ids) + 1))
+def streams_lesson(args, step):
+    """(no problems, examples): streams, or pieces of them."""
+    n = share_of(args.batch_size, args, "--batch-size")
+    rng = np.random.default_rng([args.seed, step, 0, args.rank])
+    written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
+    return [], [Example(encode(text.problem.prompt), text.ids, text.imitate) for text in written]
 
 
 def from_trace(trace):
@@ -157,83 +105,6 @@ def from_trace(trace):
         if values and line.endswith("\n") and values[number] is not None:
             labels[-1] = values[number]     # of what stands when the line has ended
     return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
-
-
-def own_attempts(model, problems, max_tokens, rng):
-    """
-    Two completions of the model's own for each problem, of which one starts behind random legal steps: a
-    value head that only ever saw what the policy likes to write could not tell a search what to think of the
-    rest. Nothing of them is imitated; their verdicts are the labels.
-    """
-    def begin(problem):
-        n = rng.integers(1, problem.level - 1) if problem.level > 2 else 0
-        return encode(random_steps(problem, n, rng)[0])
-
-    begun = [[]] * len(problems) + [begin(problem) for problem in problems]
-    problems = problems * 2
-    starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
-    generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
-    samples = generate(model, starts, max_tokens, stop_tokens=(EOS,), generator=generator)
-    examples = []
-    for i, (ids, ended) in enumerate(zip(samples.completions(), samples.finished((EOS,)))):
-        label = float(ended is not None and is_correct(problems[i], begun[i] + ended))
-        examples.append(Example(starts[i], ids, [False] * len(ids), [label] * len(ids)))
-    return examples
-
-
-def make_batch(examples, device):
-    """
-    {"idx" (B, T), "next" (B, T), "action" (B, T)} as from pack; "targets" (B, T), what follows each token
-    where that is to be imitated, -1 (ignored) elsewhere; "labels" (B, T) for the value head, nan where there
-    is none.
-    """
-    prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
-    batch = pack(prompts, completions, device)
-    action = batch["action"]                # (B, T), whether what follows belongs to the completion
-    imitate = on_tokens([flag for example in examples for flag in example.imitate], action)
-    labels = torch.full(action.shape, math.nan, device=device)
-    known = [example.labels or [math.nan] * len(example.completion) for example in examples]
-    labels[action] = torch.tensor([label for row in known for label in row], device=device)
-    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What each step learns from
-
-def draw_problems(args, step):
-    """(problems, solutions, the generator that drew them), all of them functions of seed and step."""
-    rng = np.random.default_rng([args.seed, step, 0, args.rank])
-    n = share_of(args.batch_size, args, "--batch-size")
-    return *make_problems(args.task, args.level, n, rng, progress=step / args.steps), rng
-
-
-def stage(args, step):
-    """
-    What a step shows: in the "beginning" solutions in full; later most often the "hard part"; every sixth
-    time the "whole", in part random steps.
-    """
-    if step <= HARD_PART_AFTER * args.steps:
-        return "beginning"
-    return "hard part" if step % WHOLE_EVERY else "whole"
-
-
-def solutions_lesson(args, step):
-    """(problems, examples): fresh problems, most of them with the hard part of a solution only."""
-    problems, solutions, rng = draw_problems(args, step)
-    show = hard_part if stage(args, step) == "hard part" else worked
-    examples = [show(problem, solution) for problem, solution in zip(problems, solutions)]
-    if stage(args, step) == "whole" and TASKS[args.task].enumerable:
-        n_honest = round(args.honest * len(problems))
-        examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
-    return problems, examples
-
-
-def streams_lesson(args, step):
-    """(no problems, examples): streams, or pieces of them."""
-    n = share_of(args.batch_size, args, "--batch-size")
-    rng = np.random.default_rng([args.seed, step, 0, args.rank])
-    written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
-    return [], [Example(encode(text.problem.prompt), text.ids, text.imitate) for text in written]
 
 
 def traces_lesson(traces, args, step):
@@ -279,12 +150,9 @@ def train(args, run, lesson):
     lessons = Lessons(lesson, args, run.start).load(n_workers)
     for step, (problems, examples) in zip(run.steps(), lessons):        # steps first: they end last, and save
         # 1. Now and then, add the model's own attempts, for the value head.
-        n_sampled = 0
-        if problems and step >= args.steps / 2 and step % VALUE_EVERY == 0:
-            rng = np.random.default_rng([args.seed, step, 1, args.rank])
-            own = own_attempts(run.model, problems, args.max_tokens, rng)
-            examples = examples + own
-            n_sampled = sum(len(example.prompt + example.completion) for example in own)
+        own = solutions.own_attempts(run.model, problems, args, step)
+        n_sampled = sum(len(example.prompt + example.completion) for example in own)
+        examples = examples + own
         # 2. The gradient, of some examples at a time.
         batch = make_batch(examples, run.device)
         run.metrics = gradient(run.model, batch, args)
@@ -295,6 +163,22 @@ def train(args, run, lesson):
         n_tokens = sum(lengths)
         context = sum(n * n for n in lengths) / 2 / n_tokens            # a long text has long contexts
         run.count(n_tokens, n_sampled, n_tokens, context)
+
+
+def make_batch(examples, device):
+    """
+    {"idx" (B, T), "next" (B, T), "action" (B, T)} as from pack; "targets" (B, T), what follows each token
+    where that is to be imitated, -1 (ignored) elsewhere; "labels" (B, T) for the value head, nan where there
+    is none.
+    """
+    prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
+    batch = pack(prompts, completions, device)
+    action = batch["action"]                # (B, T), whether what follows belongs to the completion
+    imitate = on_tokens([flag for example in examples for flag in example.imitate], action)
+    labels = torch.full(action.shape, math.nan, device=device)
+    known = [example.labels or [math.nan] * len(example.completion) for example in examples]
+    labels[action] = torch.tensor([label for row in known for label in row], device=device)
+    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
 
 
 def gradient(model, batch, args):
@@ -389,7 +273,7 @@ def main():
         introduce_words(model, traces)
         run.tokens += sum(trace.get("tokens", 0) for trace in traces)   # what it took to make them
         run.flops += sum(trace.get("flops", 0) for trace in traces)
-    lesson = streams_lesson if args.streams else solutions_lesson
+    lesson = streams_lesson if args.streams else solutions.lesson
     train(args, run, partial(traces_lesson, traces) if traces else lesson)
 
 

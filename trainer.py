@@ -1,6 +1,6 @@
 """
-What both trainers share: batches, and the run around them, which begins or resumes,
-measures, logs, saves, and stops when asked.
+What both trainers share: batches, and the run around them, which begins or resumes, measures, logs, saves,
+and stops when asked.
 
 What is random in step i of a run is drawn from (seed, i), so to resume is to go on with step i: there is no
 state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
@@ -11,14 +11,14 @@ import math
 import os
 import signal
 import time
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (catch_signals, fail, lock_folder, open_folder, positive, save_table,
-                    set_aside)
+from common import catch_signals, fail, lock_folder, open_folder, positive, save_table, set_aside
 from checkpoint import is_finite, load_checkpoint, save_checkpoint
 from metrics import evaluate, evaluate_streams, value_auc
 from model import flops_per_token
@@ -73,6 +73,14 @@ def load_stopped(name, args, device):
     kept = {name: value for name, value in vars(args).items() if name in free}
     vars(args).update(checkpoint["flags"] | kept)
     return model, checkpoint
+
+
+@dataclass
+class Example:
+    prompt: list                            # token ids
+    completion: list                        # token ids, <|eos|> included where it ended
+    imitate: list                           # of bool, for each token of the completion
+    labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
 
 
 def pack(prompts, completions, device):

@@ -15,8 +15,8 @@ import numpy as np
 
 import train_sft
 from common import positive, run_script
-from train_sft import Example, arithmetic_only, draw_problems, solutions_lesson, stage, worked
-from trainer import Run
+from solutions import arithmetic_only, draw_problems, lesson, stage, worked
+from trainer import Example, Run
 from verify import EOS, TASKS, encode, make_problems, random_steps
 
 
@@ -63,7 +63,7 @@ def retry(problem, solution, rng):
 
 def retries_lesson(args, step):
     """The usual lesson; in the whole batches every second example with random steps becomes a retry."""
-    problems, examples = solutions_lesson(args, step)
+    problems, examples = lesson(args, step)
     if stage(args, step) == "whole":
         _, solutions, rng = draw_problems(args, step)
         for i in range(0, round(args.honest * len(problems)), 2):

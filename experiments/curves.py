@@ -38,7 +38,8 @@ from experiments.league import run
 from metrics import pass_at_k
 from model import GPTConfig, flops_per_token
 from sample import generate
-from train_sft import hard_part, make_batch
+from solutions import hard_part
+from train_sft import make_batch
 from trainer import by_length
 from verify import EOS, TASKS, encode, held_out_problems, is_correct
 

@@ -1,6 +1,6 @@
 """
-More algorithms for train_rl.py: each is a function or two, and an entry in its table. All its flags work
-here too.
+More algorithms for train_rl.py: each is a function or two, and an entry in the table of algorithms.py. All
+flags of train_rl.py work here too.
 
     python -m experiments.rewards --algo ppo-process        # out/sft.pt -> out/rl.pt (45 s on two CPU cores)
 
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 
 import train_rl
+from algorithms import (ALGORITHMS, Algorithm, clipped_loss, lambda_sums, last_tokens, policy_gradient_loss,
+                        reinforce_advantages)
 from checkpoint import load_checkpoint
-from train_rl import (Algorithm, clipped_loss, forward, forward_all, lambda_sums, last_tokens,
-                      policy_gradient_loss, reinforce_advantages)
+from train_rl import forward, forward_all
 from verify import NEWLINE, decode, parse_problem, state_value
 
 
@@ -106,10 +107,10 @@ def kl_loss(logprobs, batch, args):
     return policy_gradient_loss(logprobs, batch, args) + args.kl_coef * 0.5 * (logprobs - reference) ** 2
 
 
-train_rl.ALGORITHMS |= {"ppo-process": Algorithm(process_advantages, clipped_loss, passes=2),
-                        "ppo-exact": Algorithm(exact_advantages, clipped_loss, passes=2),
-                        "pass-k": Algorithm(pass_k_advantages, policy_gradient_loss),
-                        "kl": Algorithm(reinforce_advantages, kl_loss)}
+ALGORITHMS |= {"ppo-process": Algorithm(process_advantages, clipped_loss, uses_ratio=True, passes=2),
+               "ppo-exact": Algorithm(exact_advantages, clipped_loss, uses_ratio=True, passes=2),
+               "pass-k": Algorithm(pass_k_advantages, policy_gradient_loss),
+               "kl": Algorithm(reinforce_advantages, kl_loss)}
 
 
 def main():

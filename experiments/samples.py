@@ -11,8 +11,9 @@ import html
 import os
 from string import Template
 
-from common import Parser, open_folder, run_script, write_whole
+from common import Parser, open_folder, run_script
 from checkpoint import load_checkpoint
+from page import check_name, save_page
 from traces import standing_lines
 from verify import parse_problem, verify
 
@@ -120,13 +121,10 @@ def main():
                         help="the page (default out/samples.html)")
     args = parser.parse_args()
     with parser.errors():
-        if not args.html.endswith(".html"):
-            raise ValueError(f"--html {args.html}: the name of a page ends in .html")
+        check_name(args.html)
         page = make_page(args.checkpoints)
         open_folder(*os.path.split(args.html))
-    with write_whole(args.html) as file:
-        file.write(page.encode())
-    print(f"wrote {args.html}")
+    save_page(args.html, page)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ import argparse
 import sys
 from fractions import Fraction
 from itertools import permutations, product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tqdm import tqdm
 

@@ -7,16 +7,16 @@ import signal
 import subprocess
 import sys
 import warnings
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
 import best_of_n
 import search
-import train_rl
+from algorithms import ALGORITHMS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What experiments add to
-TABLES = search.METHODS, best_of_n.SCORERS, train_rl.ALGORITHMS
+TABLES = search.METHODS, best_of_n.SCORERS, ALGORITHMS
 TINY_SFT = ["--level", 2, "--depth", 1, "--steps", 200, "--lr", 0.02, "--log-every", 100,
             "--log-problems", 20, "--test-problems", 60]
 TINY_RL = ["--steps", 4, "--prompts", 32, "--samples", 4, "--log-every", 2, "--log-problems", 20,
@@ -46,10 +46,12 @@ def run_here(script, *flags):
             stack.callback(signal.signal, signum, signal.getsignal(signum))
         for table in TABLES:
             stack.enter_context(patch.dict(table))
-        ignore = warnings.catch_warnings(action="ignore")               # that a module was imported before
-        argument = patch.object(sys, "argv", argv)
-        for context in (ignore, argument, chdir(ROOT), redirect_stdout(out), redirect_stderr(err)):
+        stack.callback(os.chdir, os.getcwd())
+        os.chdir(ROOT)
+        argument, warned = patch.object(sys, "argv", argv), warnings.catch_warnings()
+        for context in (argument, warned, redirect_stdout(out), redirect_stderr(err)):
             stack.enter_context(context)
+        warnings.simplefilter("ignore")                                 # that a module was imported before
         try:
             if script.endswith(".py"):
                 runpy.run_path(argv[0], run_name="__main__")

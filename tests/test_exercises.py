@@ -14,6 +14,7 @@ import torch
 import search
 import train_rl
 import tree
+from algorithms import ALGORITHMS
 from conftest import EXERCISES
 from model import GPTConfig
 from mutants import MUTANTS, Mutant, planted, read_patch
@@ -47,8 +48,8 @@ def student(request):
 
 @pytest.mark.rloo
 def test_rloo_measures_a_sample_by_the_others():
-    if "rloo" not in train_rl.ALGORITHMS:
-        pytest.skip("train_rl.ALGORITHMS has no rloo yet")
+    if "rloo" not in ALGORITHMS:
+        pytest.skip("ALGORITHMS has no rloo yet")
     rewards, mask = torch.tensor([1.0, 0, 0, 1, 0, 1, 0, 0, 0]), torch.tensor([[0, 1, 1, 0]] * 9).bool()
     advantages = advantages_of("rloo", rewards, torch.rand(9, 4), mask, samples=3)
     expected = torch.tensor([1, -1 / 2, -1 / 2, 1 / 2, -1, 1 / 2, 0, 0, 0])
@@ -174,10 +175,10 @@ def grade(folder, *flags):
 
 def test_a_students_file_is_graded_in_place_of_ours(tmp_path):
     """As it is, with a bug, and the exercises that are not done are skipped."""
-    (tmp_path / "train_rl.py").write_text((ROOT / "train_rl.py").read_text())
+    (tmp_path / "algorithms.py").write_text((ROOT / "algorithms.py").read_text())
     done = grade(tmp_path, "tests/test_rl.py", "tests/test_exercises.py", "-m", "gae or rloo or short")
     assert done.returncode == 0 and "4 passed, 4 skipped" in done.stdout, done.stdout
-    (tmp_path / "train_rl.py").write_text(planted(read_patch(ROOT / "exercises/bugs/3.patch")))
+    (tmp_path / "algorithms.py").write_text(planted(read_patch(ROOT / "exercises/bugs/3.patch")))
     done = grade(tmp_path, "tests/test_rl.py")
     assert done.returncode == 1 and "test_gae" in done.stdout and "4 failed" in done.stdout, done.stdout
     done = grade(tmp_path, "--collect-only", "-m", "gae")           # as the text has it, without a path

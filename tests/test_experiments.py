@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import train_rl
+from algorithms import ALGORITHMS
 from best_of_n import Sample
 from budget import Settings
 from checkpoint import load_checkpoint, save_checkpoint
@@ -21,10 +22,10 @@ from optim import make_optimizers
 from sample import Samples
 from scripts import TABLES, TINY_RL, run, run_here, table, tiny_base
 from search import METHODS, run_method
+from solutions import stage
 from trainer import pack
 from test_rl import fixed_batch
 from train_rl import forward
-from train_sft import stage
 from verify import (ENCODING, EOS, NEWLINE, TASKS, decode, encode, held_out_problems, parse_problem, solve,
                     verify)
 
@@ -163,7 +164,7 @@ def test_kl_penalty_has_the_gradient_of_the_divergence_from_the_reference(monkey
     monkeypatch.setattr(rewards, "forward", lambda model, batch: (reference, None, None))
     logprobs = logits.log_softmax(0)
     args = with_flags(algo="kl", kl_coef=0.3)
-    loss = train_rl.ALGORITHMS["kl"].loss(logprobs, {"advantages": torch.zeros(9).double()}, args)
+    loss = ALGORITHMS["kl"].loss(logprobs, {"advantages": torch.zeros(9).double()}, args)
     found, = torch.autograd.grad((logprobs.exp().detach() * loss).sum(), logits, retain_graph=True)
     divergence = (logprobs.exp() * (logprobs - reference)).sum()
     torch.testing.assert_close(found, 0.3 * torch.autograd.grad(divergence, logits)[0])

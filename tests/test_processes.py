@@ -18,7 +18,8 @@ from checkpoint import load_checkpoint
 from model import GPT, GPTConfig
 from scripts import ROOT, TINY_SFT, run, table, tiny_base
 from traces import read_traces
-from train_sft import Example, gradient, make_batch, make_parser
+from train_sft import gradient, make_batch, make_parser
+from trainer import Example
 from verify import make_problems
 
 RNG = random.Random(0)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import train_rl
+from algorithms import ALGORITHMS, discounted
 from model import GPT, GPTConfig
 from optim import make_optimizers
 from trainer import by_length, pack
-from train_rl import ALGORITHMS, discounted, forward, forward_all, make_parser, rollout
+from train_rl import forward, forward_all, make_parser, rollout
 from verify import EOS, PAD, decode, encode, parse_problem, verify
 
 ARGS = argparse.Namespace(task="countdown", level=2, max_tokens=18, prompts=6, samples=4,
@@ -95,7 +96,7 @@ def test_attempts_begin_behind_returns_to_the_problem():
              "9-5=4,3 2 4\n3*2=6,4 6\nwait 3 2 4>24\nwait\nwait 9 5>24\nwait 9 3 5 2>24\n9"]     # lost
     completions = [encode(text) for text in texts]
     batch = pack([encode(problem.prompt)] * 2, completions, "cpu")
-    train_rl.mark_attempts(batch, [problem] * 2, completions, [None, None])
+    train_rl.mark_attempts(batch, [problem] * 2, completions, [None, None], streams=True)
     assert batch["goes_on"].tolist() == [True, False]
     for row, text in enumerate(texts):
         found = batch["begins"][row][batch["action"][row]].nonzero()[:, 0].tolist()

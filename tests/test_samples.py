@@ -65,8 +65,7 @@ def test_the_page_shows_every_row_of_a_run(base, tmp_path):
     assert sum(int(head[2]) for head in heads) > 0 and len(text) < 300_000
 
 
-def test_a_stopped_run_keeps_its_samples(base, tmp_path):
-    """What is resumed has the samples from before, as it has the table."""
+def test_a_run_keeps_the_same_samples_for_each_row(base):
     samples = torch.load(base, weights_only=True)["samples"]
     assert [row["step"] for row in samples] == [100, 200]
     assert all(len(row["completions"]) == len(row["prompts"]) == 10 for row in samples)

@@ -178,8 +178,9 @@ def test_ctrl_c_saves_and_resume_ends_where_an_undisturbed_run_ends(out, tmp_pat
     assert 0 < stopped < n_steps
     assert run(script, "--resume", "--out", tmp_path / "a").returncode == 0
     assert run(script, *flags, "--out", tmp_path / "b").returncode == 0
-    (one, _), (other, _) = (load_checkpoint(tmp_path / folder / f"{name}.pt") for folder in "ab")
+    (one, resumed), (other, whole) = (load_checkpoint(tmp_path / folder / f"{name}.pt") for folder in "ab")
     assert all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), other.state_dict().values()))
+    assert resumed["samples"] == whole["samples"] and len(whole["samples"]) == len(whole["table"])
     assert table(tmp_path / "a" / f"{name}.csv") == table(tmp_path / "b" / f"{name}.csv")
 
 
@@ -412,7 +413,7 @@ def wrong_files(out, tmp_path):
         (tmp_path / path).parent.mkdir()
         flags = vars(script.make_parser().parse_args(["--steps", "1"])) | more
         save_checkpoint(tmp_path / path, tiny, **run, flags=flags)
-    (tmp_path / "bad.txt").write_text("98 11>87\n98 11 > 87\n")
+    (tmp_path / "bad.txt").write_text("98 11>87\n98 11,87\n")
     trace = {"prompt": "98 11>87\n", "completion": "98-11=87,87\n", "correct": True}
     (tmp_path / "good.jsonl").write_text(json.dumps(trace) + "\n")
     (tmp_path / "null.jsonl").write_text(json.dumps(trace | {"flops": None}) + "\n")

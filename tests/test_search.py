@@ -19,8 +19,8 @@ from best_of_n import Sample, sample_n, until_verified, vote
 from budget import Budget, Settings
 from countdown import Countdown
 from model import GPT, GPTConfig
-from search import METHODS, Method, count_correct, fill_table, measure, run_method, traces_of
-from traces import read_traces, write_traces
+from search import METHODS, Method, count_correct, fill_table, measure, run_method
+from traces import read_traces, traces_of, write_traces
 from tree import MIN_PROB, Branch, Node, backup, beam, expand, mcts, mcts_searches, select, start
 from verify import ENCODING, EOS, NEWLINE, TASKS, encode, held_out_problems, parse_problem, split_of, verify
 

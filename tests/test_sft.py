@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import solutions
 import train_sft
 from model import GPT, GPTConfig
+from solutions import hard_part, honest, lesson, own_attempts, worked
 from traces import imitated_lines, read_traces, standing_lines, without_verdict, write_traces
-from train_sft import (Example, from_trace, gradient, hard_part, honest, introduce_words, learning_rate,
-                       make_batch, own_attempts, solutions_lesson, traces_lesson, worked)
-from trainer import by_length
+from train_sft import from_trace, gradient, introduce_words, learning_rate, make_batch, traces_lesson
+from trainer import Example, by_length
 from verify import EOS, PAD, decode, encode, held_out_problems, parse_problem, solve, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
@@ -192,7 +193,7 @@ LESSON = SimpleNamespace(task="countdown", level=3, seed=0, steps=100, batch_siz
 ])
 def test_what_a_lesson_shows(task, step, shown):
     args = SimpleNamespace(**vars(LESSON) | {"task": task})
-    problems, examples = solutions_lesson(args, step)
+    problems, examples = lesson(args, step)
     kinds = []
     for problem, example in zip(problems, examples):
         text = decode(example.completion).removesuffix("<|eos|>")
@@ -206,7 +207,7 @@ def test_what_a_lesson_shows(task, step, shown):
             kinds.append("hard part")
             assert text.count(",") == 1 and text.endswith(",") and "\n" not in text
     assert kinds == shown and [problem.task for problem in problems] == [task] * 8
-    again, other = solutions_lesson(args, step), solutions_lesson(args, step + 1)
+    again, other = lesson(args, step), lesson(args, step + 1)
     assert again[0] == problems != other[0]
     assert [example.completion for example in again[1]] == [example.completion for example in examples]
 
@@ -247,9 +248,12 @@ def test_own_attempts_are_labelled_by_the_verifier_and_not_imitated(monkeypatch,
         finished = [ids[:-1] if ids[-1] == EOS else None for ids in completions]
         return SimpleNamespace(completions=lambda: completions, finished=lambda stop_tokens: finished)
 
-    monkeypatch.setattr(train_sft, "generate", generate)
+    monkeypatch.setattr(solutions, "generate", generate)
     problems = held_out_problems(task, 4, 60)
-    examples = own_attempts(None, problems, 64, np.random.default_rng(0))
+    args = SimpleNamespace(steps=200, max_tokens=64, seed=0, rank=0)
+    assert own_attempts(None, problems, args, 96) == own_attempts(None, problems, args, 113) == []
+    assert own_attempts(None, [], args, 112) == [] and not asked
+    examples = own_attempts(None, problems, args, 112)
     n_begun = [lines.count("\n") for _, lines in asked]
     assert len(examples) == 120 and n_begun[:60] == [0] * 60
     assert set(n_begun[60:]) == ({1, 2} if task == "countdown" else {0})

@@ -11,6 +11,7 @@ import best_of_n
 from budget import Settings
 from common import choose_task
 from countdown import wishes
+from experiments.bounds import CURES, cured
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
 from scripts import run, run_here, table
@@ -198,6 +199,27 @@ def test_faults_are_what_enumeration_says():
     assert counts["returns", 2] == 1 and counts["returns from solvable", 2] == 0
     assert counts["returns", 3] == 2 and counts["returns from solvable", 3] == 2
     assert counts["returns to nowhere", 3] == 1 and counts["returns", 0] == 1
+
+
+def test_a_cure_ends_a_stream_where_the_mistake_would_have_been():
+    problem = parse_problem("9 3 5 2>24")
+    lines = ["9-5=4,3 2 4>24", "3+2=5,4 5>24", "wait 9 3 5 2>24",               # a wrong turn
+             "9+3=12,5 2 12>24", "wait 9 3 5 2>24",
+             "9-5=4,2 3 4>24", "wait 9 3 5 2>24",                               # given up
+             "9-5=4,3 2 4>24", "3*2=7,4 7>24"]                                  # a wrong step, and cut off
+    lengths = [len(line) - 3 * line.startswith("wait") + 1 for line in lines]   # `wait` is one token
+    completion, rest = "\n".join(lines) + "\n", len("3*2=6,4 6>24\n4*6=24,24>24\n") + 1
+    stream = completion, sum(lengths), False
+    found = {name: cured(problem, stream, cures) for name, cures in CURES.items()}
+    assert found == {"as it is": (sum(lengths), False),
+                     "no repeats": (sum(lengths) - sum(lengths[5:7]), False),
+                     "legal steps": (sum(lengths[:8]) + rest, True),
+                     "no giving up": (sum(lengths[:6]) + rest, True),
+                     "right plans": (lengths[0] + rest, True),
+                     "all": (lengths[0] + rest, True)}
+    right = encode("9-5=4,3 2 4>24\n3*2=6,4 6>24\n4*6=24,24>24\n")
+    for cures in CURES.values():            # there is nothing to cure
+        assert cured(problem, (decode(right), len(right) + 1, True), cures) == (len(right) + 1, True)
 
 
 def test_streams_are_begun_as_it_says():

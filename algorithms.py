@@ -1,0 +1,170 @@
+"""
+From rewards to a loss: the algorithms of RL, each an entry in `ALGORITHMS`.
+
+    filter      advantage = reward: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022)
+    reinforce   advantage = reward - mean reward of the problem's samples; one on-policy step, so no ratio
+    ppo         advantage = GAE over the value head; several steps on a batch, held by the clipped ratio
+
+That is so without a --half-life; with one, as streams have it, what counts at each token is the return, the
+reward discounted by the time until then (`discounted`).
+
+A batch is a dict of tensors, made by train_rl.py: B completions, --samples of each problem side by side, in
+T columns. From `rollout` are "action" (B, T), which tokens are theirs; "rewards" (B,); "old_logprobs" and
+"old_values" (B, T) of the policy that sampled them, the values as logits; with a --half-life "begins" (B, T)
+and "goes_on" (B,), see `mark_attempts`. `learn` adds "returns" and "advantages" (B, T).
+
+Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
+2025); groups that teach nothing are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the critic's targets are the outcomes themselves, lambda = 1, and only the policy's lambda
+is lower (VC-PPO, Yuan et al. 2025); discount 1, but for streams (see `discounted`). The value head, too,
+learns only from groups that were not dropped, so it predicts success on problems that are neither too easy
+nor too hard.
+"""
+from typing import Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+NEVER = 10 ** 9                             # a position that no text has
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Groups: the samples of a problem, which stand side by side
+
+def sum_of_groups(x, args):
+    """The sum of x (B, T) over all tokens of a problem's samples: (B, 1)."""
+    return x.reshape(-1, args.samples * x.size(1)).sum(1).repeat_interleave(args.samples)[:, None]
+
+
+def is_mixed(rewards, args):
+    """Which groups have right and wrong samples: rewards (B,) -> (B / --samples,)."""
+    groups = rewards.view(-1, args.samples)
+    return groups.max(1).values > groups.min(1).values
+
+
+def has_right(rewards, args):
+    """Which groups have a right sample."""
+    return rewards.view(-1, args.samples).max(1).values > 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Returns
+
+def discounted(batch, args):
+    """
+    What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until then.
+
+    A price on thinking that knows no ceiling: the expected discounted reward is the share of problems solved
+    within b tokens, averaged over budgets b that end at each token with the same probability.
+
+    Whoever goes back to the problem begins anew. So what comes behind the next return is not counted as it
+    happened to come, but as it comes on the mean of all attempts at this problem: so an attempt is credited
+    with its own success, and not with the luck of the next ones. A stream that was cut off goes on like this
+    too.
+
+    With a half-life of one token, and two samples of a problem: `a b`, which is right, has returns of 1/2 and
+    1. Three attempts were begun in it and in `c d`, back, `e f`, which is wrong; one of them was worth 1/2
+    where it began, so to begin anew is worth 1/6: the returns of c, d, e, f are 1/24, 1/12, 0, 0.
+    """
+    rewards = batch["rewards"][:, None]                                 # (B, 1)
+    if not args.half_life:
+        return rewards.expand_as(batch["old_values"])
+    decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
+    position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
+    to_the_end = decay ** (position[:, -1:] - position)         # the factor from here to the end
+    # What a new attempt is worth, over all n that began: anew = (sum of rewards * to_the_end, and where a
+    # stream was cut off, of anew * to_the_end) / n. Solved for anew:
+    goes_on = batch["goes_on"][:, None]
+    known = sum_of_groups(rewards * to_the_end * begins, args)
+    anew = known / (sum_of_groups(begins, args) - sum_of_groups(goes_on * to_the_end * begins, args))
+    at_the_end = anew.where(goes_on, rewards)                           # (B, 1)
+    # Where the next attempt begins: the smallest such position on the right
+    later = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
+    later = later.flip(1).cummin(1).values.flip(1)
+    return (anew * decay ** (later - position)).where(later < NEVER, at_the_end * to_the_end)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Advantages: (batch, args) -> (B, T)
+
+def filter_advantages(batch, args):
+    """
+    The return. The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are
+    right: to imitate one's own right answers is a policy gradient without a baseline.
+    """
+    return batch["returns"] * (batch["rewards"] > 0)[:, None]
+
+
+def reinforce_advantages(batch, args):
+    """
+    The reward less the mean reward of the problem's samples, for every token of a completion. With a
+    --half-life, the return less its mean over all tokens of these samples. Of a stream in which the fifth
+    attempt succeeds, the first four are blamed.
+    """
+    returns = batch["returns"]
+    counted = batch["action"] if args.half_life else last_tokens(batch["action"])
+    return returns - sum_of_groups(returns * counted, args) / sum_of_groups(counted, args)
+
+
+def gae_advantages(batch, args):
+    """
+    A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = gamma V_{t+1} - V_t, and r - V_t at the last token (GAE,
+    Schulman et al. 2016, equation 16, one reward at the end); gamma is 1 without a --half-life.
+    """
+    values, action = batch["old_values"].sigmoid(), batch["action"]
+    gamma = 0.5 ** (1 / args.half_life) if args.half_life else 1.0
+    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(action), batch["returns"])
+    return lambda_sums(after - values, action, gamma * args.lam)
+
+
+def lambda_sums(deltas, action, lam):
+    """sum_k lam^k delta_{t+k} over the tokens of a completion: (B, T) -> (B, T)."""
+    sums, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.size(1))):
+        running = (deltas[:, t] + lam * running) * action[:, t]
+        sums[:, t] = running
+    return sums
+
+
+def last_tokens(action):
+    """Which of the completions' tokens, action (B, T), are the last: (B, T)."""
+    return action & ~F.pad(action[:, 1:], (0, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Losses: (logprobs, batch, args) -> (B, T), to be summed
+
+def policy_gradient_loss(logprobs, batch, args):
+    return -batch["advantages"] * logprobs
+
+
+def clipped_loss(logprobs, batch, args):
+    """Schulman et al. 2017, equation 7. On policy the ratio is 1, and the gradient REINFORCE's."""
+    ratio = (logprobs - batch["old_logprobs"]).exp()
+    clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
+    return -torch.minimum(ratio * batch["advantages"], clipped * batch["advantages"])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The table
+
+class Algorithm(NamedTuple):
+    advantages: Callable
+    loss: Callable
+    has_signal: Callable = is_mixed         # which groups there is something to learn from
+    uses_ratio: bool = False                # of the policy that learns to the one that sampled
+    passes: int = 1             # both --epochs and --minibatches, where they are not given
+
+
+ALGORITHMS = {"filter": Algorithm(filter_advantages, policy_gradient_loss, has_signal=has_right),
+              "reinforce": Algorithm(reinforce_advantages, policy_gradient_loss),
+              "ppo": Algorithm(gae_advantages, clipped_loss, uses_ratio=True, passes=2)}
+
+
+def worth_learning(rewards, args):
+    """
+    Which groups are learnt from, (B / --samples,): by the filter those with a right sample, by the others
+    those that are mixed. With a --half-life also those that are all right: who has to learn to be quick
+    learns from them, too.
+    """
+    has_signal = has_right if args.half_life else ALGORITHMS[args.algo].has_signal
+    return has_signal(rewards, args)

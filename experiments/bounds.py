@@ -1,0 +1,104 @@
+"""
+What holds a stream back: how much more it would solve if one kind of mistake were never made.
+
+    python -m experiments.bounds                    # out/rl.pt -> out/bounds.csv
+
+Streams are sampled once, and each cure is applied to what was written. What can be solved is said by
+enumeration, so all cures but the first are oracles:
+
+    no repeats      an attempt with an opening that was tried before takes no tokens, unless it succeeds
+    legal steps     behind an opening, no step that computes wrongly is taken where the target can be reached
+    no giving up    nor does one go back from there
+    right plans     nor is a step taken that the target cannot be reached from
+    all of these
+
+Where such a mistake would have been made the solver writes the rest, and its tokens count. Openings are not
+cured: which of them are tried, and when, is the stream's. A stream that was cut off does not go on, so what
+the first cure gives is a lower bound. ended_wrong is the share that was not cut off, and is not right.
+"""
+import os
+
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, open_folder, positive, run_script, save_table
+
+from experiments.streams import curve, draw_problems, gives_up, moves, sample_streams
+from search import load_model
+from streams import SEEN_TARGETS, Stream
+from verify import TASKS, encode
+
+MISTAKES = ("legal steps", "no giving up", "right plans")
+CURES = {"as it is": (), "no repeats": ("no repeats",), **{cure: (cure,) for cure in MISTAKES},
+         "all": ("no repeats", *MISTAKES)}
+
+
+def n_tokens(text):
+    return len(encode(text + "\n"))
+
+
+def cure_for(problem, move):
+    """What would have kept a move from turning away from what can be solved, None if it does not."""
+    if not gives_up(problem, move):
+        return None
+    if move.returns:
+        return "no giving up"
+    return "legal steps" if move.after is None else "right plans"
+
+
+def rest_of_solution(problem, state):
+    """How many tokens the solver needs from a state on, <|eos|> included."""
+    written = Stream(problem)
+    written.steps(written.solution(state))
+    return len(written.end().ids)
+
+
+def cured(problem, stream, cures):
+    """A stream (completion, tokens, whether it is right) as it would have been: its tokens, whether right."""
+    completion, total, correct = stream
+    start, openings = TASKS[problem.task].start(problem), []
+    spent, saved = 0, 0
+    for move in moves(problem, completion):
+        if move.depth > 0 and cure_for(problem, move) in cures:
+            return spent - saved + rest_of_solution(problem, move.before), True
+        if move.depth == 0:                 # an attempt begins
+            before_attempt = spent
+            opening = sorted(move.after) if move.after else move.line
+        spent += n_tokens(move.line)
+        if move.returns and move.after == start:
+            if "no repeats" in cures and opening in openings:
+                saved += spent - before_attempt
+            openings.append(opening)
+    return total - saved, correct
+
+
+def main():
+    parser = Parser(description="What a stream would solve without one kind of mistake.")
+    parser.shared("--init", "--task", "--level")
+    parser.add_argument("--max-tokens", type=positive, default=4096, metavar="N",
+                        help="the longest stream (default 4096)")
+    parser.add_argument("--temperature", type=between(0, 10), default=1.0, metavar="X",
+                        help="to sample at (default 1)")
+    parser.add_argument("--n-problems", type=positive, default=500, metavar="N",
+                        help="how many, with targets that were trained on (default 500)")
+    parser.shared("--split", "--out", "--device", "--seed")
+    args = parser.parse_args()
+    with parser.errors():
+        model = load_model(args)
+        problems = draw_problems(model, args, SEEN_TARGETS)
+    open_folder(args.out, "bounds.csv")
+    streams, table = sample_streams(model, problems, args.max_tokens, args.temperature, args.seed), []
+    for name, cures in CURES.items():
+        better = [("", *cured(problem, stream, cures)) for problem, stream in zip(problems, streams)]
+        rows = curve(better, args.max_tokens)
+        ended_wrong = sum(not right and n < args.max_tokens for (_, n, _), (_, _, right)
+                          in zip(streams, better)) / len(streams)
+        about = {"checkpoint": args.init, "seed": args.seed, "temperature": args.temperature, "cure": name,
+                 "ended_wrong": ended_wrong}
+        table += [about | row for row in rows]
+        shown = "  ".join(f"{row['budget']}: {100 * row['accuracy']:.1f}" for row in rows)
+        print(f"{name:14} solved within  {shown}  %; ended wrong {100 * ended_wrong:.1f} %", flush=True)
+    save_table(os.path.join(args.out, "bounds.csv"), table)
+    print(f"wrote {args.out}/bounds.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)

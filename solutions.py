@@ -1,0 +1,120 @@
+"""
+The teacher of worked solutions, and the model's own attempts, which teach the value head.
+
+What is hard in a countdown solution is to plan its first step; the rest is soon mastered. So after a while
+most batches show the first step up to its result only. Every sixth batch shows all: half of it solutions,
+half of it random steps, of which only the arithmetic is imitated, so that the model stays honest where a plan
+fails (`honest`).
+
+The value head learns P(this ends correct) at every token (binary cross-entropy, the outcome as label: Cobbe
+et al. 2021, section 3): from those random steps, and in the second half, now and then, from the model's own
+attempts as well, which the verifier judges (`own_attempts`).
+"""
+import numpy as np
+import torch
+
+from processes import share_of
+from sample import generate
+from trainer import Example
+from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps
+
+HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,
+WHOLE_EVERY = 6         # and one in so many all of it
+VALUE_EVERY = 16        # in the second half, every so many steps the value head learns from own attempts
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Examples
+
+def worked(problem, solution, part=None):
+    """A worked solution to imitate; or only a part of it, which then does not end."""
+    ids = encode(solution) + [EOS] if part in (None, solution) else encode(part)
+    return Example(encode(problem.prompt), ids, [True] * len(ids))
+
+
+def hard_part(problem, solution):
+    """The part of a worked solution that is hard to learn."""
+    return worked(problem, solution, TASKS[problem.task].hard_part(solution))
+
+
+def arithmetic_only(task, text):
+    """
+    The tokens of some steps, and for each whether it follows from the writer's choice: (ids, list of bool).
+    """
+    ids, follows = [], []
+    for line in text.splitlines(keepends=True):
+        chosen = task.chosen_part(line)
+        n_chosen, tokens = len(encode(chosen)), encode(line)
+        ids += tokens
+        follows += [False] * n_chosen + [True] * (len(tokens) - n_chosen)
+    return ids, follows
+
+
+def honest(problem, rng):
+    """
+    Random legal steps to the end, of which only what follows from each choice is imitated. In worked
+    solutions the last line always ends in the target: a model that has seen nothing else writes the target in
+    a dead end too, and can tell no wrong arithmetic from right. The value head learns how they ended.
+    """
+    task = TASKS[problem.task]
+    text, state = random_steps(problem, problem.level - 1, rng, below=1000)    # more is read in parts
+    ids, follows = arithmetic_only(task, text)
+    label = float(task.is_solved(problem, state))
+    return Example(encode(problem.prompt), ids + [EOS], follows + [True], [label] * (len(ids) + 1))
+
+
+def own_attempts(model, problems, args, step):
+    """
+    Where it is time for them, two completions of the model's own for each problem, of which one starts behind
+    random legal steps: a value head that only ever saw what the policy likes to write could not tell a search
+    what to think of the rest. Nothing of them is imitated; their verdicts are the labels.
+    """
+    if not problems or step < args.steps / 2 or step % VALUE_EVERY:
+        return []
+    rng = np.random.default_rng([args.seed, step, 1, args.rank])
+
+    def begin(problem):
+        n = rng.integers(1, problem.level - 1) if problem.level > 2 else 0
+        return encode(random_steps(problem, n, rng)[0])
+
+    begun = [[]] * len(problems) + [begin(problem) for problem in problems]
+    problems = problems * 2
+    starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
+    generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
+    samples = generate(model, starts, args.max_tokens, stop_tokens=(EOS,), generator=generator)
+    examples = []
+    for i, (ids, ended) in enumerate(zip(samples.completions(), samples.finished((EOS,)))):
+        label = float(ended is not None and is_correct(problems[i], begun[i] + ended))
+        examples.append(Example(starts[i], ids, [False] * len(ids), [label] * len(ids)))
+    return examples
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What each step learns from
+
+def draw_problems(args, step):
+    """(problems, solutions, the generator that drew them), all of them functions of seed and step."""
+    rng = np.random.default_rng([args.seed, step, 0, args.rank])
+    n = share_of(args.batch_size, args, "--batch-size")
+    return *make_problems(args.task, args.level, n, rng, progress=step / args.steps), rng
+
+
+def stage(args, step):
+    """
+    What a step shows: in the "beginning" solutions in full; later most often the "hard part"; every sixth
+    time the "whole", in part random steps.
+    """
+    if step <= HARD_PART_AFTER * args.steps:
+        return "beginning"
+    return "hard part" if step % WHOLE_EVERY else "whole"
+
+
+def lesson(args, step):
+    """(problems, examples): fresh problems, most of them with the hard part of a solution only."""
+    problems, solutions, rng = draw_problems(args, step)
+    show = hard_part if stage(args, step) == "hard part" else worked
+    examples = [show(problem, solution) for problem, solution in zip(problems, solutions)]
+    if stage(args, step) == "whole" and TASKS[args.task].enumerable:
+        n_honest = round(args.honest * len(problems))
+        examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
+    return problems, examples
