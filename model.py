@@ -295,6 +295,7 @@ def to_device(model, device):
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()   # old versions of torch cannot tell
+        native = capabilities.get("avx512_bf16", False)
     model.compute_dtype = torch.bfloat16 if native else None
     return model.to(device)

@@ -41,10 +41,12 @@ def number_or_text(value):
 
 
 def read(folders, name):
-    """The rows of one table in all folders, numbers as floats."""
+    """The rows of one table in all folders, numbers as floats. csv.Error if some have other columns."""
     rows = []
     for folder in folders:
         for row in read_table(os.path.join(folder, name)):
+            if None in row or None in row.values():
+                raise csv.Error(f"{name} has lines with more or fewer cells than the first")
             rows.append({key: number_or_text(value) for key, value in row.items()})
     return rows
 

@@ -210,10 +210,11 @@ def tables(n, rng, folder):
     for trial in range(n):
         path = folder / "run" / rng.choice(["sft.csv", "search.csv"])
         good = path.read_bytes()
-        path.write_bytes(damage(good.decode(), rng).encode("utf-8", "surrogateescape"))
+        damaged = damage(good.decode(), rng)
+        path.write_bytes(damaged.encode("utf-8", "surrogateescape"))
         status, errors = in_a_child(plot.main, [folder / "run"])
         path.write_bytes(good)
-        assert status == 0 or status == 2 and is_one_line(errors), errors
+        assert status == 0 or status == 2 and is_one_line(errors), (status, errors, damaged)
         n_refused += status == 2
     return f"{n_refused} of {n} refused, the others drawn"
 

@@ -389,6 +389,7 @@ WRONG = {
     "out below a file": (SFT, ["--out", "TMP/bad.txt/out"], "bad.txt"),
     "no tables": (PLOT, ["TMP/empty"], "sft.csv"),
     "tables of something else": (PLOT, ["TMP/odd"], "TMP/odd"),
+    "a line with too many cells": (PLOT, ["TMP/ragged"], "sft.csv has lines with more or fewer cells"),
     "a folder for a picture": (PLOT, ["OUT", "--out", "TMP/empty"], "is a folder"),
     "no league to draw": (PLOT_LEAGUE, ["TMP/none.csv"], "none.csv"),
     "a league that is none": (PLOT_LEAGUE, ["TMP/odd/sft.csv"], "sft.csv"),
@@ -423,6 +424,9 @@ def wrong_files(out, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("sft", "search", "league"):
         write_table(tmp_path / "odd" / f"{name}.csv", [{"a": "b", "c": 1}])
+        write_table(tmp_path / "ragged" / f"{name}.csv", [{"step": 1, "flops": "2,3"}])
+    ragged = tmp_path / "ragged/sft.csv"
+    ragged.write_text(ragged.read_text().replace('"', ""))
     return lambda text: text.replace("TMP", str(tmp_path)).replace("OUT", str(out))
 
 
