@@ -81,7 +81,10 @@ class Flags(argparse.Namespace):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the shared flags, and with errors of one line."""
+    """argparse with the shared flags, none of them to be abbreviated, and with errors of one line."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, words=None, namespace=None):
         args = super().parse_args(words, Flags())

@@ -9,7 +9,7 @@ there was no RL, those spent in SFT. Points on the way are measured on fewer pro
 
 Right, accuracy against the tokens that a problem took at test time, of a model of streams those that it was
 allowed: a line for each method, dashed what needs no model; shaded, 95 % intervals (of several runs, the mean
-of theirs).
+of theirs). Without a search.csv there is only the left one.
 """
 import csv
 import os
@@ -124,13 +124,14 @@ def save_figure(figure, path):
 
 
 def draw(folders, path):
-    missing = [name for name in ("sft.csv", "search.csv") if not read(folders, name)]
-    if missing:
+    if not read(folders, "sft.csv"):
         where = ", ".join(folders)
-        fail(f"no {' and no '.join(missing)} in {where}: run train_sft.py, train_rl.py and search.py first")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    draw_training(left, folders)
-    draw_search(right, folders)
+        fail(f"no sft.csv in {where}: run train_sft.py first, and train_rl.py and search.py for all of it")
+    panels = [draw_training] + [draw_search] * bool(read(folders, "search.csv"))
+    size = 6.5 * len(panels), 5.5
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for panel, axis in zip(panels, axes[0]):
+        panel(axis, folders)
     save_figure(figure, path)
 
 

@@ -275,6 +275,19 @@ def test_runs_of_different_sizes_are_lines_of_their_own(tmp_path):
     assert [y for _, y in lines("abc", ":")[0]] == [[0.5, 0.5], [0.9, 0.9]]         # before RL
 
 
+def test_without_a_search_there_is_one_panel(tmp_path):
+    """As exercise 11 has it: SFT only, of several sizes."""
+    rows = [{"parameters": 1000, "step": step, "flops": 1000 * step, "greedy": 0.1 * step} for step in (1, 2)]
+    write_table(tmp_path / "sft.csv", rows)
+    assert run_here("plot.py", tmp_path).returncode == 0
+    one = plt.imread(tmp_path / "scaling.png").shape[1]
+    search = {"method": "greedy", "oracle": 0, "budget": 75, "accuracy": 0.5, "ci_low": 0.4, "ci_high": 0.6,
+              "tokens_per_problem": 20}
+    write_table(tmp_path / "search.csv", [search])
+    assert run_here("plot.py", tmp_path).returncode == 0
+    assert plt.imread(tmp_path / "scaling.png").shape[1] == 2 * one
+
+
 def test_the_commands_of_the_readme_name_scripts_that_exist():
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
         lines = [line.strip() for line in file if line.startswith("python3 -m venv")]
