@@ -14,10 +14,10 @@ T columns. From `rollout` are "action" (B, T), which tokens are theirs; "rewards
 and "goes_on" (B,), see `mark_attempts`. `learn` adds "returns" and "advantages" (B, T).
 
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
-2025); groups that teach nothing are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the critic's targets are the outcomes themselves, lambda = 1, and only the policy's lambda
-is lower (VC-PPO, Yuan et al. 2025); discount 1, but for streams (see `discounted`). The value head, too,
-learns only from groups that were not dropped, so it predicts success on problems that are neither too easy
-nor too hard.
+2025); groups that teach nothing are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the critic's
+targets are the outcomes themselves, lambda = 1, and only the policy's lambda is lower (VC-PPO, Yuan et al.
+2025); discount 1, but for streams (see `discounted`). The value head, too, learns only from groups that were
+not dropped, so it predicts success on problems that are neither too easy nor too hard.
 """
 from typing import Callable, NamedTuple
 
