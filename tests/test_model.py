@@ -142,13 +142,14 @@ def test_a_step_tells_the_norm_before_clipping_and_clears_the_gradient():
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_muon_is_torchs_for_several_matrices_at_once():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_is_torchs_for_several_matrices_at_once(dtype):
     torch.manual_seed(0)
     shapes = [(32, 32), (128, 32), (32, 128), (48, 32)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
     reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    optimizers = Muon(ours, 0.1), reference
+    optimizers = Muon(ours, 0.1, dtype=dtype), reference
     for _ in range(3):
         for weight, other in zip(ours, theirs):
             weight.grad = torch.randn(weight.shape)
@@ -157,6 +158,15 @@ def test_muon_is_torchs_for_several_matrices_at_once():
             optimizer.step()
     for weight, expected in zip(ours, theirs):
         torch.testing.assert_close(weight, expected, atol=0.02, rtol=0)    # an update is 0.1 * 0.2 * sqrt(32)
+
+
+@pytest.mark.parametrize("computes", [torch.bfloat16, None])
+def test_muon_computes_as_its_model_does(computes):
+    """It was bfloat16 everywhere, and took more than half of training where that has to be emulated."""
+    model = GPT(CONFIG)
+    model.compute_dtype = computes
+    muon, _ = make_optimizers(model, 1e-3)
+    assert muon.dtype == (computes or torch.float32)
 
 
 @pytest.mark.parametrize("text, numbers", [
