@@ -2,18 +2,19 @@
 Scaling curves from separate runs, each with a schedule of its own, and the laws that are fitted to them.
 
     python -m experiments.curves sizes          # depths 1 to 6 at four budgets -> results/curves/sizes.csv
-    python -m experiments.curves sizes --budgets 80 --depths 4      # what the fit foretells, held against it
+    python -m experiments.curves sizes --budgets 40 --depths 4      # what the fit predicts, held against it
     python -m experiments.curves rl             # RL at four budgets, beside as much more SFT
 
 Nothing is trained here: a run is a list of command lines for the other scripts, and a row of the table is
-what its last checkpoint can do. A row is kept in the folder of its run, and not run again once it is there:
-so a command that was stopped goes on where it was, but for the last run, and several may go side by side with
-other --seeds. Budgets are in TFLOP.
+what its last checkpoint can do. A row is kept in the folder of its run, and not run again if it is there or
+in the table: so a command that was stopped goes on where it was, but for the last run, and several may go
+side by side with other --seeds. To run again what the table has, give another --results. Budgets are in
+TFLOP.
 
     sizes   the loss of a plan (nats for the first step of a worked solution, up to its result) against
             compute. At each budget with three sizes or more a parabola in the logarithm of the parameters;
             its lowest points, and power laws through these (approach 2 of Hoffmann et al. 2022). Budgets with
-            fewer sizes are not fitted but foretold. Intervals: the seeds drawn again 1,000 times.
+            fewer sizes are not fitted but predicted. Intervals: the seeds drawn again 1,000 times.
     rl      pass@k for k from 1 to 256 (unbiased), and a single sample at the temperature that is best on
             validation problems.
 """
@@ -73,7 +74,7 @@ def of_depth(depth):
 def rl_runs(args):
     """A base, RL from it with each budget, and as much more SFT."""
     for seed in args.seeds:
-        base = {"kind": "base", "budget": 0, "seed": seed}
+        base = {"kind": "base", "budget": 0.0, "seed": seed}
         folder = shlex.quote(os.path.join(args.out, "rl", name(base)))
         steps = max(1, round(args.base * TERA / SFT_STEP))
         yield base, [f"train_sft.py --no-streams --steps {steps} {SEEDED}", SEARCH], "sft.pt"
@@ -85,8 +86,13 @@ def rl_runs(args):
             yield {"kind": "more SFT"} | about, [f"train_sft.py --steps {n_sft} {flags}", SEARCH], "sft.pt"
 
 
+def identity(row):
+    """What a row is about."""
+    return {key: row[key] for key in ("kind", "depth", "budget", "seed") if key in row}
+
+
 def name(about):
-    return "_".join(f"{key}{value}" for key, value in about.items() if key != "steps").replace(" ", "_")
+    return "_".join(f"{key}{value}" for key, value in identity(about).items()).replace(" ", "_")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -125,16 +131,13 @@ def measure_coverage(model, of):
 
 
 # name: (runs, what is measured, budgets in TFLOP)
-EXPERIMENTS = {"sizes": (size_runs, measure_size, [5, 10, 20, 40]),
+EXPERIMENTS = {"sizes": (size_runs, measure_size, [2.5, 5, 10, 20]),
                "rl": (rl_runs, measure_coverage, [1, 3, 10, 30])}
 
 
 def make_row(about, commands, checkpoint, measure, args):
-    """Run the commands of a row, unless its folder has it, and measure what they made."""
+    """Run the commands of a row, and measure what they made."""
     folder, seed = os.path.join(args.out, args.experiment, name(about)), about["seed"]
-    path = os.path.join(folder, "row.json")
-    if os.path.exists(path):
-        return read_row(path)
     os.makedirs(folder, exist_ok=True)
     model_path = os.path.join(folder, checkpoint)
     for command in commands:
@@ -145,14 +148,38 @@ def make_row(about, commands, checkpoint, measure, args):
     flags = {key: saved["flags"][key] for key in ("task", "level", "max_tokens")}
     of = Namespace(folder=folder, last=last, seed=seed, n_problems=args.n_problems, **flags)
     row = about | {key: float(last[key]) for key in ("flops", "parameters", "tokens")} | measure(model, of)
-    with write_whole(path) as file:
+    with write_whole(os.path.join(folder, "row.json")) as file:
         file.write(json.dumps(row).encode())
     return row
 
 
-def read_row(path):
-    with open(path) as file:
-        return json.load(file)
+def read_rows(args):
+    """All rows there are, by their names: those of the table and those in the folders of runs."""
+    rows = read_table(os.path.join(args.results, f"{args.experiment}.csv"))
+    rows = [{key: number_or_text(text) for key, text in row.items()} for row in rows]
+    runs = glob.escape(os.path.join(args.out, args.experiment))
+    for path in sorted(glob.glob(f"{runs}/*/row.json")):
+        with open(path) as file:
+            rows.append(json.load(file))
+    return {name(row): row for row in rows}
+
+
+def number_or_text(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def missing(runs, table, args):
+    """The runs that have no row yet, and the bases that these start from, where there is no checkpoint."""
+    def has_checkpoint(about, checkpoint):
+        return os.path.exists(os.path.join(args.out, args.experiment, name(about), checkpoint))
+
+    seeds = {about["seed"] for about, _, _ in runs if name(about) not in table}
+    return [(about, commands, checkpoint) for about, commands, checkpoint in runs
+            if name(about) not in table or about.get("kind") == "base" and about["seed"] in seeds
+            and not has_checkpoint(about, checkpoint)]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -160,12 +187,12 @@ def read_row(path):
 
 def by_budget(rows):
     """Those budgets that are fitted, with three sizes or more, and the others: two dicts of their rows."""
-    fitted, foretold = {}, {}
+    fitted, predicted = {}, {}
     for budget in sorted({row["budget"] for row in rows}):
         members = [row for row in rows if row["budget"] == budget]
         enough = len({row["depth"] for row in members}) > 2
-        (fitted if enough else foretold)[budget] = members
-    return fitted, foretold
+        (fitted if enough else predicted)[budget] = members
+    return fitted, predicted
 
 
 def column(rows, key):
@@ -205,22 +232,22 @@ def compute_optimal(rows):
 def fit_sizes(rows, n_draws=1000):
     """
     The exponents of parameters ~ FLOPs^a and loss ~ FLOPs^-b along the lowest points, and the loss that they
-    foretell for budgets that were not fitted: rows of a table, with 95 % intervals.
+    predict for budgets that were not fitted: rows of a table, with 95 % intervals.
     """
     seeds, rng = sorted({row["seed"] for row in rows}), np.random.default_rng(0)
-    foretold = by_budget(rows)[1]
+    predicted = by_budget(rows)[1]
 
     def quantities(drawn):
         flops, parameters, loss = compute_optimal(drawn)
         exponent, factor = power_law(flops, loss)
-        return [power_law(flops, parameters)[0], -exponent, *factor * flops_of(foretold) ** exponent]
+        return [power_law(flops, parameters)[0], -exponent, *factor * flops_of(predicted) ** exponent]
 
     def draw():
         return [row for seed in rng.choice(seeds, len(seeds)) for row in rows if row["seed"] == seed]
 
     names = ["exponent of parameters", "exponent of loss"]
-    names += [f"loss at {budget} TFLOP" for budget in foretold]
-    measured = ["", "", *(column(members, "plan_loss").mean() for members in foretold.values())]
+    names += [f"loss at {budget} TFLOP" for budget in predicted]
+    measured = ["", "", *(column(members, "plan_loss").mean() for members in predicted.values())]
     low, high = np.percentile([quantities(draw()) for _ in range(n_draws)], (2.5, 97.5), axis=0)
     return [dict(zip(("quantity", "fitted", "low", "high", "measured"), line))
             for line in zip(names, quantities(rows), low, high, measured)]
@@ -233,7 +260,7 @@ def parse_args():
     parser = Parser(description="Scaling curves from separate runs.")
     parser.add_argument("experiment", choices=EXPERIMENTS, help="which curves")
     parser.add_argument("--budgets", nargs="+", type=between(0, 1e9), metavar="X",
-                        help="training compute of the runs in TFLOP (default: sizes 5 10 20 40, "
+                        help="training compute of the runs in TFLOP (default: sizes 2.5 5 10 20, "
                              "rl 1 3 10 30)")
     parser.add_argument("--depths", nargs="+", type=whole(1, 32), default=[1, 2, 3, 4, 5, 6], metavar="N",
                         help="sizes: depths of the models (default 1 to 6)")
@@ -250,7 +277,7 @@ def parse_args():
                         help="folder for the runs (default out/curves; with --quick out/curves_quick)")
     parser.shared("--device")
     args = parser.parse_args()
-    args.budgets = args.budgets or EXPERIMENTS[args.experiment][2]
+    args.budgets = args.budgets or list(map(float, EXPERIMENTS[args.experiment][2]))
     args.out = args.out or ("out/curves_quick" if args.quick else "out/curves")
     args.results = args.results or (args.out if args.quick else "results/curves")
     if args.quick:
@@ -264,15 +291,13 @@ def main():
     runs, measure, _ = EXPERIMENTS[args.experiment]
     for folder in (args.out, args.results):
         open_folder(folder)
-    bar = tqdm(list(runs(args)), desc=args.experiment)
+    bar = tqdm(missing(list(runs(args)), read_rows(args), args), desc=args.experiment)
     for about, commands, checkpoint in bar:
         bar.set_postfix_str(name(about))
         row = make_row(about, commands, checkpoint, measure, args)
-        shown = {key: round(value, 3) for key, value in row.items() if key not in ("tokens", "parameters")}
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
         bar.write("  ".join(f"{key} {value}" for key, value in shown.items()))
-    # All there are, also those that were run with other flags
-    folder = glob.escape(os.path.join(args.out, args.experiment))
-    table = [read_row(path) for path in sorted(glob.glob(f"{folder}/*/row.json"))]
+    table = list(read_rows(args).values())                  # also what other commands have made by now
     path = os.path.join(args.results, f"{args.experiment}.csv")
     save_table(path, table)
     print(f"wrote {path}: {len(table)} rows")

@@ -6,7 +6,7 @@ Draw the scaling curves.
 
 sizes.png: left, at each budget the loss of a plan against the size of the model, with the parabola that was
 fitted; right, the same losses against compute, a line for each depth, dashed the power law through the lowest
-points, a star where it foretold a budget. rl.png: left, a single sample after RL and after as much more SFT;
+points, a star where it predicted a budget. rl.png: left, a single sample after RL and after as much more SFT;
 right, pass@k before and after.
 """
 import os
@@ -71,10 +71,10 @@ def draw_depths(axis, rows):
         exponent, factor = power_law(flops, loss)
         at = np.array([flops.min(), all_flops.max()])
         axis.plot(at, factor * at ** exponent, "k--", label=f"loss ~ FLOPs^{exponent:.2f}")
-        foretold = by_budget(rows)[1]
-        if foretold:
-            at = flops_of(foretold)
-            axis.plot(at, factor * at ** exponent, "k*", label="foretold")
+        predicted = by_budget(rows)[1]
+        if predicted:
+            at = flops_of(predicted)
+            axis.plot(at, factor * at ** exponent, "k*", label="predicted")
         axis.legend(fontsize=8)
     axis.set(xlabel="training compute (FLOPs)", xscale="log", yscale="log")
     axis.set_xlim(right=all_flops.max() * (all_flops.max() / all_flops.min()) ** 0.2)

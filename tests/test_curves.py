@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from common import save_table
-from experiments.curves import KS, compute_optimal, fit_sizes, plan_loss, size_runs
+from experiments.curves import (KS, compute_optimal, fit_sizes, missing, name, plan_loss, rl_runs,
+                                size_runs)
 from model import GPT, GPTConfig
 from scripts import run_here, table
 from verify import TASKS, encode, make_problems
@@ -48,7 +49,7 @@ def test_noise_widens_the_intervals_and_they_hold_the_truth():
     assert of_loss["low"] < of_loss["fitted"] < of_loss["high"]
 
 
-def test_a_budget_with_one_size_is_foretold_and_not_fitted():
+def test_a_budget_with_one_size_is_predicted_and_not_fitted():
     held_out = [row | {"plan_loss": 99.0} for row in rows_of([80], [6000])]
     laws = fit_sizes(rows_of([5, 10, 20, 40], SIZES) + held_out, n_draws=20)
     assert laws[2]["quantity"] == "loss at 80 TFLOP" and laws[2]["measured"] == 99.0
@@ -95,6 +96,25 @@ def test_rows_are_run_once_and_tables_hold_all(tmp_path, capsys):
     run_here("experiments.curves", *flags, "--seeds", "0")
     assert table(tmp_path / "sizes.csv") == first
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("sft.pt")}
+    # What the table has is not run again without the folders either, and is kept beside what is new
+    elsewhere = [*flags, "--out", tmp_path / "elsewhere"]
+    run_here("experiments.curves", *elsewhere, "--seeds", "0")
+    assert table(tmp_path / "sizes.csv") == first and not list((tmp_path / "elsewhere").rglob("sft.pt"))
+    run_here("experiments.curves", *elsewhere, "--seeds", "1", "--depths", "1")
+    assert table(tmp_path / "sizes.csv")[:2] == first and len(table(tmp_path / "sizes.csv")) == 3
+
+
+def test_a_base_without_checkpoint_is_made_again_if_a_run_needs_it(tmp_path):
+    args = argparse.Namespace(seeds=[0, 1], budgets=[1.0], base=40, out=str(tmp_path), experiment="rl")
+    runs = list(rl_runs(args))
+    every = {name(about): about for about, _, _ in runs}
+    assert missing(runs, every, args) == []
+    del every["kindRL_budget1.0_seed1"]
+    assert [name(about) for about, _, _ in missing(runs, every, args)] == [
+        "kindbase_budget0.0_seed1", "kindRL_budget1.0_seed1"]
+    (tmp_path / "rl" / "kindbase_budget0.0_seed1").mkdir(parents=True)
+    (tmp_path / "rl" / "kindbase_budget0.0_seed1" / "sft.pt").touch()
+    assert len(missing(runs, every, args)) == 1
 
 
 def test_pictures_are_drawn_of_what_is_there(tmp_path):
