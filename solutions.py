@@ -111,7 +111,11 @@ def stage(args, step):
 
 def lesson(args, step):
     """(problems, examples): fresh problems, most of them with the hard part of a solution only."""
-    problems, solutions, rng = draw_problems(args, step)
+    return lesson_on(*draw_problems(args, step), args, step)
+
+
+def lesson_on(problems, solutions, rng, args, step):
+    """The lesson of a step on problems that were drawn already."""
     show = hard_part if stage(args, step) == "hard part" else worked
     examples = [show(problem, solution) for problem, solution in zip(problems, solutions)]
     if stage(args, step) == "whole" and TASKS[args.task].enumerable:

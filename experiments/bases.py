@@ -4,18 +4,23 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     python -m experiments.bases --kind direct --task expression --level 2 --steps 1000 --out out/direct
     python -m experiments.bases --kind shots --task expression --level 2 --steps 1000 --out out/shots
     python -m experiments.bases --kind retries --out out/retries
+    python -m experiments.bases --kind few --examples 1000 --out out/few
 
     direct     the answer alone, without a chain of thought (for tasks where the last line says it all)
     shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
     retries    half of the examples with random steps take them back, and a solution follows
+    few        the same --examples worked solutions again and again; random steps, which need no teacher, are
+               fresh
 """
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 import train_sft
-from common import positive, run_script
-from solutions import arithmetic_only, draw_problems, lesson, stage, worked
+from common import positive, run_script, whole
+from processes import share_of
+from solutions import arithmetic_only, draw_problems, lesson, lesson_on, stage, worked
 from trainer import Example, Run
 from verify import EOS, TASKS, encode, make_problems, random_steps
 
@@ -71,7 +76,20 @@ def retries_lesson(args, step):
     return problems, examples
 
 
-LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson}
+@lru_cache
+def all_there_are(task, level, n, seed):
+    return make_problems(task, level, n, np.random.default_rng([seed, 4]))
+
+
+def few_lesson(args, step):
+    """The usual lesson, on problems out of a few."""
+    problems, solutions = all_there_are(args.task, args.level, args.examples, args.seed)
+    rng = np.random.default_rng([args.seed, step, 5, args.rank])
+    chosen = rng.integers(args.examples, size=share_of(args.batch_size, args, "--batch-size"))
+    return lesson_on([problems[i] for i in chosen], [solutions[i] for i in chosen], rng, args, step)
+
+
+LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson, "few": few_lesson}
 
 
 def check_task(args):
@@ -80,7 +98,7 @@ def check_task(args):
     task = TASKS[args.task]
     if args.kind == "retries" and not task.enumerable:
         raise ValueError(f"--kind retries takes random steps back, and {args.task} cannot list its steps")
-    if args.kind != "retries" and task.answer("1\n2\n") != "2":
+    if args.kind in ("direct", "shots") and task.answer("1\n2\n") != "2":
         raise ValueError(f"--kind {args.kind} is not for {args.task}: there every line is part of the answer")
     if args.data:
         raise ValueError("--data and --kind are two different lessons: leave one out")
@@ -92,6 +110,8 @@ def main():
     parser.add_argument("--kind", choices=LESSONS, help="what the base is shown; needed but with --resume")
     parser.add_argument("--shots", type=positive, default=3, metavar="N",
                         help="shots: solved examples (default 3)")
+    parser.add_argument("--examples", type=whole(1, 10 ** 7), default=1000, metavar="N",
+                        help="few: worked solutions there are (default 1000)")
     args = parser.parse_args()
     with parser.errors():
         model, parent, stopped = train_sft.begin(args)

@@ -4,6 +4,8 @@ Scaling curves from separate runs, each with a schedule of its own, and the laws
     python -m experiments.curves sizes          # depths 1 to 6 at four budgets -> results/curves/sizes.csv
     python -m experiments.curves sizes --budgets 40 --depths 4      # what the fit predicts, held against it
     python -m experiments.curves rl             # RL at four budgets, beside as much more SFT
+    python -m experiments.curves steps          # with and without a chain of thought, over 1 to 8 operators
+    python -m experiments.curves few            # from 100 to 100,000 worked solutions, then RL or search
 
 Nothing is trained here: a run is a list of command lines for the other scripts, and a row of the table is
 what its last checkpoint can do. A row is kept in the folder of its run, and not run again if it is there or
@@ -12,11 +14,13 @@ side by side with other --seeds. To run again what the table has, give another -
 TFLOP.
 
     sizes   the loss of a plan (nats for the first step of a worked solution, up to its result) against
-            compute. At each budget with three sizes or more a parabola in the logarithm of the parameters;
-            its lowest points, and power laws through these (approach 2 of Hoffmann et al. 2022). Budgets with
-            fewer sizes are not fitted but predicted. Intervals: the seeds drawn again 1,000 times.
+            compute, and the laws that laws.py fits to it
     rl      pass@k for k from 1 to 256 (unbiased), and a single sample at the temperature that is best on
             validation problems.
+    steps   expression: a worked solution, or the answer alone, at the same training compute; and the majority
+            vote of each within as many tokens as one worked solution may take.
+    few     SFT on so many worked solutions, again and again; from there as much compute in RL as in search
+            (six samples of each new problem), whose right finds are imitated.
 """
 import glob
 import json
@@ -35,6 +39,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint
+from experiments.bases import answer
+from experiments.laws import compute_optimal, fit_sizes
 from experiments.league import run
 from metrics import pass_at_k
 from model import GPTConfig, flops_per_token
@@ -42,11 +48,14 @@ from sample import generate
 from solutions import hard_part
 from train_sft import make_batch
 from trainer import by_length
-from verify import EOS, TASKS, encode, held_out_problems, is_correct
+from verify import EOS, TASKS, encode, held_out_problems, is_correct, make_problems
 
 TERA = 1e12
 SFT_STEP, RL_STEP = 5.9e9, 93e9             # FLOPs of a step of each script's defaults, at depth 3
+FOUND = 0.9e9                               # of a problem that is sampled, and what is found learnt from
+BATCH = 64                                  # problems in a step of SFT
 CONTEXT = 16                                # tokens that a token of three numbers sees, on the mean
+BASES = "base", "SFT"                       # kinds of runs that others start from
 N_SAMPLES = 256
 KS = [2 ** k for k in range(9)]             # of pass@k
 SEEDED = "--seed {seed} --out {out} --test-problems {n_problems}"
@@ -86,9 +95,52 @@ def rl_runs(args):
             yield {"kind": "more SFT"} | about, [f"train_sft.py --steps {n_sft} {flags}", SEARCH], "sft.pt"
 
 
+def step_runs(args):
+    """SFT on worked solutions and on answers alone, for each number of operators."""
+    task = TASKS["expression"]
+    scripts = {"with steps": ("train_sft.py", lambda solution: solution),
+               "direct": ("-m experiments.bases --kind direct", answer)}
+    for seed, budget, level, kind in product(args.seeds, args.budgets, task.levels, scripts):
+        script, shown = scripts[kind]
+        steps = max(1, round(budget * TERA / step_flops(level, shown)))
+        train = f"{script} --task expression --level {level} --no-streams --steps {steps} --log-every {steps}"
+        vote = (f"search.py --init {{model}} --out {{out}} --seed {{seed}} --n-problems {{n_problems}} "
+                f"--methods majority --budgets {task.max_tokens(level)}")
+        about = {"kind": kind, "level": level, "budget": budget, "seed": seed, "steps": steps}
+        yield about, [f"{train} {SEEDED}", vote], "sft.pt"
+
+
+def step_flops(level, shown):
+    """FLOPs of a step of SFT on expression, of whose worked solutions so much is shown."""
+    problems, solutions = make_problems("expression", level, 200, np.random.default_rng(0))
+    tokens = np.mean([len(encode(problem.prompt + shown(solution))) + 1
+                      for problem, solution in zip(problems, solutions)])
+    return 3 * BATCH * tokens * flops_per_token(GPTConfig(), tokens / 2)
+
+
+def few_runs(args):
+    """SFT on a few worked solutions, and from there RL, or search and imitation of what it found."""
+    for seed, n in product(args.seeds, args.examples):
+        base = {"kind": "SFT", "examples": n, "budget": 0.0, "seed": seed}
+        folder = shlex.quote(os.path.join(args.out, "few", name(base)))
+        steps = max(1, round(args.base * TERA / SFT_STEP))
+        few = f"-m experiments.bases --kind few --examples {n} --steps {steps} --log-every {steps}"
+        yield base, [f"{few} {SEEDED}"], "sft.pt"
+        for budget in args.budgets:
+            about = {"examples": n, "budget": budget, "seed": seed}
+            n_rl, n_found = (max(1, round(budget * TERA / flops)) for flops in (RL_STEP, FOUND))
+            start, save = f"--init {folder}/sft.pt", "--save {out}/found.jsonl"
+            train = f"train_rl.py --steps {n_rl} --log-every {n_rl} {start} {SEEDED}"
+            yield {"kind": "then RL"} | about, [train], "rl.pt"
+            find = (f"search.py {start} {save} --out {{out}} --seed {{seed}} --n-problems {n_found} "
+                    "--methods majority --budgets 160")
+            learn = f"train_sft.py {start} --data {{out}}/found.jsonl --log-every 100000 {SEEDED}"
+            yield {"kind": "then search"} | about, [find, learn], "sft.pt"
+
+
 def identity(row):
     """What a row is about."""
-    return {key: row[key] for key in ("kind", "depth", "budget", "seed") if key in row}
+    return {key: row[key] for key in ("kind", "depth", "level", "examples", "budget", "seed") if key in row}
 
 
 def name(about):
@@ -110,11 +162,14 @@ def plan_loss(model, problems, solutions):
     return total / len(problems)
 
 
+def accuracies(last):
+    return {key: float(last[key]) for key in ("greedy", "sampled", "pass16")}
+
+
 def measure_size(model, of):
     problems = held_out_problems(of.task, of.level, of.n_problems)
     solutions = [TASKS[of.task].solve(problem) for problem in problems]
-    return {key: float(of.last[key]) for key in ("greedy", "sampled", "pass16")} | {
-        "plan_loss": plan_loss(model, problems, solutions)}
+    return accuracies(of.last) | {"plan_loss": plan_loss(model, problems, solutions)}
 
 
 def measure_coverage(model, of):
@@ -130,9 +185,20 @@ def measure_coverage(model, of):
     return found | {"single_best_t": single["single sample (best T)"]}
 
 
-# name: (runs, what is measured, budgets in TFLOP)
-EXPERIMENTS = {"sizes": (size_runs, measure_size, [2.5, 5, 10, 20]),
-               "rl": (rl_runs, measure_coverage, [1, 3, 10, 30])}
+def measure_vote(model, of):
+    vote, = read_table(f"{of.folder}/search.csv")
+    return accuracies(of.last) | {"majority": float(vote["accuracy"]), "room": float(vote["budget"])}
+
+
+def measure_accuracy(model, of):
+    return accuracies(of.last)
+
+
+# name: (runs, what is measured, budgets in TFLOP, of the base)
+EXPERIMENTS = {"sizes": (size_runs, measure_size, [2.5, 5, 10, 20], 0),
+               "rl": (rl_runs, measure_coverage, [1, 3, 10, 30], 40),
+               "steps": (step_runs, measure_vote, [4], 0),
+               "few": (few_runs, measure_accuracy, [4], 20)}
 
 
 def make_row(about, commands, checkpoint, measure, args):
@@ -178,79 +244,8 @@ def missing(runs, table, args):
 
     seeds = {about["seed"] for about, _, _ in runs if name(about) not in table}
     return [(about, commands, checkpoint) for about, commands, checkpoint in runs
-            if name(about) not in table or about.get("kind") == "base" and about["seed"] in seeds
+            if name(about) not in table or about.get("kind") in BASES and about["seed"] in seeds
             and not has_checkpoint(about, checkpoint)]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The law of sizes
-
-def by_budget(rows):
-    """Those budgets that are fitted, with three sizes or more, and the others: two dicts of their rows."""
-    fitted, predicted = {}, {}
-    for budget in sorted({row["budget"] for row in rows}):
-        members = [row for row in rows if row["budget"] == budget]
-        enough = len({row["depth"] for row in members}) > 2
-        (fitted if enough else predicted)[budget] = members
-    return fitted, predicted
-
-
-def column(rows, key):
-    return np.array([row[key] for row in rows])
-
-
-def parabola(members):
-    """log(loss) as a polynomial of log(parameters)."""
-    return np.polyfit(np.log(column(members, "parameters")), np.log(column(members, "plan_loss")), 2)
-
-
-def power_law(x, y):
-    """(exponent, factor) of y = factor x^exponent."""
-    exponent, height = np.polyfit(np.log(x), np.log(y), 1)
-    return exponent, np.exp(height)
-
-
-def flops_of(budgets):
-    """The mean FLOPs of the runs of each budget."""
-    return np.array([column(members, "flops").mean() for members in budgets.values()])
-
-
-def compute_optimal(rows):
-    """
-    For each budget that is fitted, its FLOPs, the parameters at the lowest point of the parabola, kept within
-    the sizes that were tried, and the loss there: three arrays.
-    """
-    found = []
-    for members in by_budget(rows)[0].values():
-        x, curve = np.log(column(members, "parameters")), parabola(members)
-        a, b, _ = curve
-        lowest = np.clip(-b / (2 * a), x.min(), x.max()) if a > 0 else x[np.argmin(np.polyval(curve, x))]
-        found.append((column(members, "flops").mean(), np.exp(lowest), np.exp(np.polyval(curve, lowest))))
-    return np.array(found).reshape(-1, 3).T
-
-
-def fit_sizes(rows, n_draws=1000):
-    """
-    The exponents of parameters ~ FLOPs^a and loss ~ FLOPs^-b along the lowest points, and the loss that they
-    predict for budgets that were not fitted: rows of a table, with 95 % intervals.
-    """
-    seeds, rng = sorted({row["seed"] for row in rows}), np.random.default_rng(0)
-    predicted = by_budget(rows)[1]
-
-    def quantities(drawn):
-        flops, parameters, loss = compute_optimal(drawn)
-        exponent, factor = power_law(flops, loss)
-        return [power_law(flops, parameters)[0], -exponent, *factor * flops_of(predicted) ** exponent]
-
-    def draw():
-        return [row for seed in rng.choice(seeds, len(seeds)) for row in rows if row["seed"] == seed]
-
-    names = ["exponent of parameters", "exponent of loss"]
-    names += [f"loss at {budget} TFLOP" for budget in predicted]
-    measured = ["", "", *(column(members, "plan_loss").mean() for members in predicted.values())]
-    low, high = np.percentile([quantities(draw()) for _ in range(n_draws)], (2.5, 97.5), axis=0)
-    return [dict(zip(("quantity", "fitted", "low", "high", "measured"), line))
-            for line in zip(names, quantities(rows), low, high, measured)]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -261,11 +256,13 @@ def parse_args():
     parser.add_argument("experiment", choices=EXPERIMENTS, help="which curves")
     parser.add_argument("--budgets", nargs="+", type=between(0, 1e9), metavar="X",
                         help="training compute of the runs in TFLOP (default: sizes 2.5 5 10 20, "
-                             "rl 1 3 10 30)")
+                             "rl 1 3 10 30, steps 4, few 4)")
     parser.add_argument("--depths", nargs="+", type=whole(1, 32), default=[1, 2, 3, 4, 5, 6], metavar="N",
                         help="sizes: depths of the models (default 1 to 6)")
-    parser.add_argument("--base", type=between(0, 1e9), default=40, metavar="X",
-                        help="rl: compute of the base in TFLOP (default 40)")
+    parser.add_argument("--base", type=between(0, 1e9), metavar="X",
+                        help="rl, few: compute of the base in TFLOP (default 40, 20)")
+    parser.add_argument("--examples", nargs="+", type=positive, default=[100, 1000, 10_000, 100_000],
+                        metavar="N", help="few: worked solutions (default 100 1000 10000 100000)")
     parser.add_argument("--seeds", nargs="+", type=whole(0, 10 ** 9), default=[0, 1, 2], metavar="N",
                         help="default 0 1 2")
     parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",
@@ -277,7 +274,8 @@ def parse_args():
                         help="folder for the runs (default out/curves; with --quick out/curves_quick)")
     parser.shared("--device")
     args = parser.parse_args()
-    args.budgets = args.budgets or list(map(float, EXPERIMENTS[args.experiment][2]))
+    _, _, budgets, base = EXPERIMENTS[args.experiment]
+    args.budgets, args.base = args.budgets or list(map(float, budgets)), args.base or base
     args.out = args.out or ("out/curves_quick" if args.quick else "out/curves")
     args.results = args.results or (args.out if args.quick else "results/curves")
     if args.quick:
@@ -288,7 +286,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
-    runs, measure, _ = EXPERIMENTS[args.experiment]
+    runs, measure, *_ = EXPERIMENTS[args.experiment]
     for folder in (args.out, args.results):
         open_folder(folder)
     bar = tqdm(missing(list(runs(args)), read_rows(args), args), desc=args.experiment)

@@ -7,7 +7,8 @@ Draw the scaling curves.
 sizes.png: left, at each budget the loss of a plan against the size of the model, with the parabola that was
 fitted; right, the same losses against compute, a line for each depth, dashed the power law through the lowest
 points, a star where it predicted a budget. rl.png: left, a single sample after RL and after as much more SFT;
-right, pass@k before and after.
+right, pass@k before and after. steps.png: left, accuracy with and without a chain of thought; right, what the
+chain is worth. few.png: accuracy against the number of worked solutions.
 """
 import os
 
@@ -17,7 +18,8 @@ from common import Parser, fail, run_script
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.curves import KS, TERA, by_budget, column, compute_optimal, flops_of, parabola, power_law
+from experiments.curves import KS, TERA
+from experiments.laws import by_budget, column, compute_optimal, flops_of, parabola, power_law
 from plot import means, read, save_figure
 
 COLORS = plt.get_cmap("viridis")
@@ -87,7 +89,7 @@ def draw_rl(figure, rows):
     base = next(row for row in averaged if row["kind"] == "base")
     styles = {"RL": "tab:orange", "more SFT": "tab:blue"}
     for kind, color in styles.items():
-        members = sorted((row for row in averaged if row["kind"] == kind), key=lambda row: row["flops"])
+        members = of_kind(averaged, kind, "flops")
         x = [(row["flops"] - base["flops"]) / TERA for row in members]
         for key, style, what in (("pass1", "o-", "T = 1"), ("single_best_t", "*--", "the best T")):
             y = [100 * row[key] for row in members]
@@ -107,7 +109,51 @@ def draw_rl(figure, rows):
         axis.grid(alpha=0.2)
 
 
-PICTURES = {"sizes": draw_sizes, "rl": draw_rl}
+def of_kind(rows, kind, key):
+    """The rows of a kind, in the order of a column."""
+    return sorted((row for row in rows if row["kind"] == kind), key=lambda row: row[key])
+
+
+def draw_steps(figure, rows):
+    left, right = figure.subplots(1, 2)
+    averaged = means(rows, ["kind", "level"], ["greedy", "majority"])
+    lines = {"with steps, greedy": ("with steps", "greedy", "o-", "tab:orange"),
+             "direct, greedy": ("direct", "greedy", "s-", "tab:blue"),
+             "direct, majority of as many tokens": ("direct", "majority", "s--", "tab:blue")}
+    for label, (kind, key, style, color) in lines.items():
+        members = of_kind(averaged, kind, "level")
+        left.plot(column(members, "level"), 100 * column(members, key), style, color=color, label=label)
+    chain = {row["level"]: row["greedy"] for row in of_kind(averaged, "with steps", "level")}
+    for key, style, label in (("greedy", "s-", "over the direct answer, greedy"),
+                              ("majority", "s--", "over its majority vote at equal tokens")):
+        members = [row for row in of_kind(averaged, "direct", "level") if row["level"] in chain]
+        gap = [100 * (chain[row["level"]] - row[key]) for row in members]
+        right.plot(column(members, "level"), gap, style, color="tab:gray", label=label)
+    left.set(xlabel="operators", ylabel="problems solved, %")
+    right.set(xlabel="operators", ylabel="gain of the chain of thought, points")
+    right.axhline(0, color="black", linewidth=0.8)
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.2)
+
+
+def draw_few(figure, rows):
+    axes = figure.subplots(1, 2)
+    averaged = means(rows, ["kind", "examples"], ["sampled", "pass16"])
+    styles = {"SFT": "o-", "then RL": "^-", "then search": "s--"}
+    colors = {"SFT": "gray", "then RL": "tab:orange", "then search": "tab:blue"}
+    labels = {"sampled": "single samples that are right, %", "pass16": "pass@16, %"}
+    for axis, (key, label) in zip(axes, labels.items()):
+        for kind, style in styles.items():
+            members = of_kind(averaged, kind, "examples")
+            x, y = column(members, "examples"), 100 * column(members, key)
+            axis.plot(x, y, style, color=colors[kind], label=kind)
+        axis.set(xlabel="worked solutions", ylabel=label, xscale="log")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.2)
+
+
+PICTURES = {"sizes": draw_sizes, "rl": draw_rl, "steps": draw_steps, "few": draw_few}
 
 
 def main():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from common import save_table
-from experiments.curves import (KS, compute_optimal, fit_sizes, missing, name, plan_loss, rl_runs,
-                                size_runs)
+from experiments.bases import answer
+from experiments.curves import KS, missing, name, plan_loss, rl_runs, size_runs, step_flops, step_runs
+from experiments.laws import compute_optimal, fit_sizes
 from model import GPT, GPTConfig
 from scripts import run_here, table
 from verify import TASKS, encode, make_problems
@@ -86,6 +87,25 @@ def test_steps_of_each_size_cost_the_same():
     assert steps[1] == round(10e12 / 5.9e9) and steps[0] > 5 * steps[1] and steps[2] < steps[1] / 3
 
 
+def test_steps_with_and_without_a_chain_of_thought_cost_the_same():
+    args = argparse.Namespace(seeds=[0], budgets=[4.0])
+    found = {(about["kind"], about["level"]): about["steps"] for about, _, _ in step_runs(args)}
+    assert len(found) == 16 and found["with steps", 1] == found["direct", 1]   # one operator: one line
+    assert all(found["direct", level] > 1.3 * found["with steps", level] for level in range(2, 9))
+    whole, last = step_flops(4, lambda solution: solution), step_flops(4, answer)
+    assert found["with steps", 4] == round(4e12 / whole) and found["direct", 4] == round(4e12 / last)
+
+
+def test_a_few_solutions_then_rl_or_search(tmp_path):
+    """All rows of one number of solutions, as commands that run; their FLOPs come on top of the base's."""
+    run_here("experiments.curves", "few", "--examples", "10", "--base", "0.02", "--budgets", "0.1", "--seeds",
+             "0", "--n-problems", "8", "--out", tmp_path / "runs", "--results", tmp_path)
+    base, rl, found = table(tmp_path / "few.csv")
+    assert [base["kind"], rl["kind"], found["kind"]] == ["SFT", "then RL", "then search"]
+    for row in (rl, found):
+        assert 0.03e12 < float(row["flops"]) - float(base["flops"]) < 0.3e12
+
+
 def test_rows_are_run_once_and_tables_hold_all(tmp_path, capsys):
     flags = ["sizes", "--budgets", "0.02", "--depths", "1", "2", "--n-problems", "8",
              "--out", tmp_path / "runs", "--results", tmp_path]
@@ -124,9 +144,15 @@ def test_pictures_are_drawn_of_what_is_there(tmp_path):
               **{f"pass{k}": 0.7 for k in KS}}
              for kind, budget in (("base", 0), ("RL", 1), ("RL", 3), ("more SFT", 1))]
     save_table(tmp_path / "rl.csv", of_rl)
+    save_table(tmp_path / "steps.csv", [
+        {"kind": kind, "level": level, "budget": 4, "seed": 0, "greedy": 0.5, "majority": 0.6}
+        for kind in ("with steps", "direct") for level in (1, 2)])
+    save_table(tmp_path / "few.csv", [
+        {"kind": kind, "examples": n, "budget": 4, "seed": 0, "sampled": 0.5, "pass16": 0.6}
+        for kind in ("SFT", "then RL", "then search") for n in (100, 1000)])
     ran = run_here("experiments.plot_curves", tmp_path)
     assert ran.returncode == 0, ran.stderr
-    for name in ("sizes.png", "rl.png"):
+    for name in ("sizes.png", "rl.png", "steps.png", "few.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     (tmp_path / "rl.csv").write_text("a,b\n1,2\n")
     refused = run_here("experiments.plot_curves", tmp_path)

@@ -260,6 +260,21 @@ def test_of_the_mixed_batches_a_share_are_retries():
     assert n_retries == {"beginning": {()}, "hard part": {()}, "whole": {(0, 2, 4, 6)}}
 
 
+def test_a_few_solutions_are_shown_again_and_again():
+    """All of them in time, and no other problem."""
+    args = argparse.Namespace(**vars(LESSON) | {"task": "countdown", "level": 3, "examples": 12})
+    few, solutions = bases.all_there_are("countdown", 3, 12, args.seed)
+    shown = set()
+    for step in range(20):
+        problems, examples = bases.few_lesson(args, step)
+        assert set(problems) <= set(few) and len(problems) == args.batch_size
+        shown |= set(problems)
+        for problem, example in zip(problems, examples):
+            if stage(args, step) == "beginning":
+                assert decode(example.completion) == solutions[few.index(problem)] + "<|eos|>"
+    assert shown == set(few)
+
+
 SMALL = ["--level", 1, "--depth", 1, "--steps", 20, "--log-every", 10, "--test-problems", 20,
          "--log-problems", 20]
 

@@ -1,0 +1,74 @@
+"""
+The law of sizes, fitted to the rows of experiments/curves.py: at each budget the size at which a plan's loss
+is lowest, and power laws through these points (approach 2 of Hoffmann et al. 2022).
+"""
+import numpy as np
+
+
+def by_budget(rows):
+    """Those budgets that are fitted, with three sizes or more, and the others: two dicts of their rows."""
+    fitted, predicted = {}, {}
+    for budget in sorted({row["budget"] for row in rows}):
+        members = [row for row in rows if row["budget"] == budget]
+        enough = len({row["depth"] for row in members}) > 2
+        (fitted if enough else predicted)[budget] = members
+    return fitted, predicted
+
+
+def column(rows, key):
+    return np.array([row[key] for row in rows])
+
+
+def parabola(members):
+    """log(loss) as a polynomial of log(parameters)."""
+    return np.polyfit(np.log(column(members, "parameters")), np.log(column(members, "plan_loss")), 2)
+
+
+def power_law(x, y):
+    """(exponent, factor) of y = factor x^exponent."""
+    exponent, height = np.polyfit(np.log(x), np.log(y), 1)
+    return exponent, np.exp(height)
+
+
+def flops_of(budgets):
+    """The mean FLOPs of the runs of each budget."""
+    return np.array([column(members, "flops").mean() for members in budgets.values()])
+
+
+def compute_optimal(rows):
+    """
+    For each budget that is fitted, its FLOPs, the parameters at the lowest point of the parabola, kept within
+    the sizes that were tried, and the loss there: three arrays.
+    """
+    found = []
+    for members in by_budget(rows)[0].values():
+        x, curve = np.log(column(members, "parameters")), parabola(members)
+        a, b, _ = curve
+        lowest = np.clip(-b / (2 * a), x.min(), x.max()) if a > 0 else x[np.argmin(np.polyval(curve, x))]
+        found.append((column(members, "flops").mean(), np.exp(lowest), np.exp(np.polyval(curve, lowest))))
+    return np.array(found).reshape(-1, 3).T
+
+
+def fit_sizes(rows, n_draws=1000):
+    """
+    The exponents of parameters ~ FLOPs^a and loss ~ FLOPs^-b along the lowest points, and the loss that they
+    predict for budgets that were not fitted, as they have fewer than three sizes: rows of a table, with 95 %
+    intervals, from drawing the seeds again.
+    """
+    seeds, rng = sorted({row["seed"] for row in rows}), np.random.default_rng(0)
+    predicted = by_budget(rows)[1]
+
+    def quantities(drawn):
+        flops, parameters, loss = compute_optimal(drawn)
+        exponent, factor = power_law(flops, loss)
+        return [power_law(flops, parameters)[0], -exponent, *factor * flops_of(predicted) ** exponent]
+
+    def draw():
+        return [row for seed in rng.choice(seeds, len(seeds)) for row in rows if row["seed"] == seed]
+
+    names = ["exponent of parameters", "exponent of loss"]
+    names += [f"loss at {budget} TFLOP" for budget in predicted]
+    measured = ["", "", *(column(members, "plan_loss").mean() for members in predicted.values())]
+    low, high = np.percentile([quantities(draw()) for _ in range(n_draws)], (2.5, 97.5), axis=0)
+    return [dict(zip(("quantity", "fitted", "low", "high", "measured"), line))
+            for line in zip(names, quantities(rows), low, high, measured)]
