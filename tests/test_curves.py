@@ -10,7 +10,8 @@ import torch
 
 from common import save_table
 from experiments.bases import answer
-from experiments.curves import KS, missing, name, plan_loss, rl_runs, size_runs, step_flops, step_runs
+from experiments.curves import (KS, few_runs, missing, name, plan_loss, rl_runs, size_runs, step_flops,
+                                step_runs)
 from experiments.laws import compute_optimal, fit_sizes
 from model import GPT, GPTConfig
 from scripts import run_here, table
@@ -96,14 +97,17 @@ def test_steps_with_and_without_a_chain_of_thought_cost_the_same():
     assert found["with steps", 4] == round(4e12 / whole) and found["direct", 4] == round(4e12 / last)
 
 
-def test_a_few_solutions_then_rl_or_search(tmp_path):
-    """All rows of one number of solutions, as commands that run; their FLOPs come on top of the base's."""
-    run_here("experiments.curves", "few", "--examples", "10", "--base", "0.02", "--budgets", "0.1", "--seeds",
-             "0", "--n-problems", "8", "--out", tmp_path / "runs", "--results", tmp_path)
-    base, rl, found = table(tmp_path / "few.csv")
-    assert [base["kind"], rl["kind"], found["kind"]] == ["SFT", "then RL", "then search"]
-    for row in (rl, found):
-        assert 0.03e12 < float(row["flops"]) - float(base["flops"]) < 0.3e12
+def test_rl_and_search_start_from_the_same_few_solutions():
+    args = argparse.Namespace(seeds=[0], budgets=[4.0], base=20, examples=[100, 1000], out="out/curves",
+                              experiment="few")
+    runs = {(about["kind"], about["examples"]): commands for about, commands, _ in few_runs(args)}
+    assert len(runs) == 6 and len(missing(list(few_runs(args)), {}, args)) == 6
+    assert "--kind few --examples 100 " in runs["SFT", 100][0]
+    for kind in ("then RL", "then search"):
+        assert "--init out/curves/few/kindSFT_examples1000_budget0.0_seed0/sft.pt" in runs[kind, 1000][0]
+    find, learn = runs["then search", 1000]
+    assert "--save {out}/found.jsonl" in find and "--data {out}/found.jsonl" in learn
+    assert f"--n-problems {round(4e12 / 0.9e9)} " in find
 
 
 def test_rows_are_run_once_and_tables_hold_all(tmp_path, capsys):
