@@ -197,7 +197,7 @@ def measure_accuracy(model, of):
 # name: (runs, what is measured, budgets in TFLOP, of the base)
 EXPERIMENTS = {"sizes": (size_runs, measure_size, [2.5, 5, 10, 20], 0),
                "rl": (rl_runs, measure_coverage, [1, 3, 10, 30], 40),
-               "steps": (step_runs, measure_vote, [4], 0),
+               "steps": (step_runs, measure_vote, [20], 0),
                "few": (few_runs, measure_accuracy, [4], 20)}
 
 
@@ -256,7 +256,7 @@ def parse_args():
     parser.add_argument("experiment", choices=EXPERIMENTS, help="which curves")
     parser.add_argument("--budgets", nargs="+", type=between(0, 1e9), metavar="X",
                         help="training compute of the runs in TFLOP (default: sizes 2.5 5 10 20, "
-                             "rl 1 3 10 30, steps 4, few 4)")
+                             "rl 1 3 10 30, steps 20, few 4)")
     parser.add_argument("--depths", nargs="+", type=whole(1, 32), default=[1, 2, 3, 4, 5, 6], metavar="N",
                         help="sizes: depths of the models (default 1 to 6)")
     parser.add_argument("--base", type=between(0, 1e9), metavar="X",

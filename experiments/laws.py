@@ -19,9 +19,19 @@ def column(rows, key):
     return np.array([row[key] for row in rows])
 
 
+def near_best(members):
+    """The rows of the best size and of up to two sizes on either side, of three sizes at least."""
+    sizes = np.unique(column(members, "parameters"))
+    losses = [np.mean([row["plan_loss"] for row in members if row["parameters"] == size]) for size in sizes]
+    best = int(np.argmin(losses))
+    first = min(max(0, best - 2), len(sizes) - 3)
+    return [row for row in members if row["parameters"] in sizes[first:max(best, first) + 3]]
+
+
 def parabola(members):
-    """log(loss) as a polynomial of log(parameters)."""
-    return np.polyfit(np.log(column(members, "parameters")), np.log(column(members, "plan_loss")), 2)
+    """log(loss) as a polynomial of log(parameters), near the best size: farther away it is no parabola."""
+    near = near_best(members)
+    return np.polyfit(np.log(column(near, "parameters")), np.log(column(near, "plan_loss")), 2)
 
 
 def power_law(x, y):
@@ -38,11 +48,11 @@ def flops_of(budgets):
 def compute_optimal(rows):
     """
     For each budget that is fitted, its FLOPs, the parameters at the lowest point of the parabola, kept within
-    the sizes that were tried, and the loss there: three arrays.
+    the sizes that it was fitted to, and the loss there: three arrays.
     """
     found = []
     for members in by_budget(rows)[0].values():
-        x, curve = np.log(column(members, "parameters")), parabola(members)
+        x, curve = np.log(column(near_best(members), "parameters")), parabola(members)
         a, b, _ = curve
         lowest = np.clip(-b / (2 * a), x.min(), x.max()) if a > 0 else x[np.argmin(np.polyval(curve, x))]
         found.append((column(members, "flops").mean(), np.exp(lowest), np.exp(np.polyval(curve, lowest))))

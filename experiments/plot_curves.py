@@ -5,10 +5,10 @@ Draw the scaling curves.
     python -m experiments.plot_curves out/curves_quick
 
 sizes.png: left, at each budget the loss of a plan against the size of the model, with the parabola that was
-fitted; right, the same losses against compute, a line for each depth, dashed the power law through the lowest
-points, a star where it predicted a budget. rl.png: left, a single sample after RL and after as much more SFT;
-right, pass@k before and after. steps.png: left, accuracy with and without a chain of thought; right, what the
-chain is worth. few.png: accuracy against the number of worked solutions.
+fitted near the best; right, the same losses against compute, a line for each depth, dashed the power law
+through the lowest points, a star where it predicted a budget. rl.png: left, a single sample after RL and
+after as much more SFT; right, pass@k before and after. steps.png: left, accuracy with and without a chain of
+thought; right, what the chain is worth. few.png: accuracy against the number of worked solutions.
 """
 import os
 
@@ -17,9 +17,10 @@ from common import Parser, fail, run_script
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments.curves import KS, TERA
-from experiments.laws import by_budget, column, compute_optimal, flops_of, parabola, power_law
+from experiments.laws import by_budget, column, compute_optimal, flops_of, near_best, parabola, power_law
 from plot import means, read, save_figure
 
 COLORS = plt.get_cmap("viridis")
@@ -47,10 +48,11 @@ def draw_budgets(axis, rows):
     for budget, color in colors_of(fitted).items():
         sizes, losses = column(fitted[budget], "parameters"), column(fitted[budget], "plan_loss")
         axis.plot(sizes, losses, ".", color=color, alpha=0.4)
-        x = np.linspace(np.log(sizes.min()), np.log(sizes.max()), 50)
-        y = np.exp(np.polyval(parabola(fitted[budget]), x))
-        axis.plot(np.exp(x), y, color=color)
-        axis.text(np.exp(x[-1]), y[-1], f" {budget:g} TFLOP", color=color, va="center", fontsize=9)
+        near = np.log(column(near_best(fitted[budget]), "parameters"))
+        x = np.linspace(near.min(), near.max(), 50)
+        axis.plot(np.exp(x), np.exp(np.polyval(parabola(fitted[budget]), x)), color=color)
+        end = losses[sizes == sizes.max()].mean()
+        axis.text(sizes.max(), end, f"  {budget:g} TFLOP", color=color, va="center", fontsize=9)
     _, parameters, loss = compute_optimal(rows)
     axis.plot(parameters, loss, "k*", label="compute-optimal")
     axis.set(xlabel="parameters", ylabel="loss of a plan (nats a problem)", xscale="log", yscale="log")
@@ -65,20 +67,23 @@ def draw_depths(axis, rows):
     averaged = means(rows, ["depth", "budget"], ["flops", "plan_loss"])
     for depth, color in colors_of(sorted({row["depth"] for row in rows})).items():
         members = sorted((row for row in averaged if row["depth"] == depth), key=lambda row: row["flops"])
-        x, y = column(members, "flops"), column(members, "plan_loss")
+        x, y = column(members, "flops") / TERA, column(members, "plan_loss")
         axis.plot(x, y, ".-", color=color)
         axis.text(x[-1], y[-1], f" depth {depth:g}", color=color, va="center", fontsize=9)
-    all_flops, (flops, _, loss) = column(rows, "flops"), compute_optimal(rows)
+    all_flops, (flops, _, loss) = column(rows, "flops") / TERA, compute_optimal(rows)
+    flops = flops / TERA
     if len(flops) > 1:
         exponent, factor = power_law(flops, loss)
         at = np.array([flops.min(), all_flops.max()])
         axis.plot(at, factor * at ** exponent, "k--", label=f"loss ~ FLOPs^{exponent:.2f}")
         predicted = by_budget(rows)[1]
         if predicted:
-            at = flops_of(predicted)
+            at = flops_of(predicted) / TERA
             axis.plot(at, factor * at ** exponent, "k*", label="predicted")
         axis.legend(fontsize=8)
-    axis.set(xlabel="training compute (FLOPs)", xscale="log", yscale="log")
+    axis.set(xlabel="training compute (TFLOP)", xscale="log", yscale="log")
+    budgets = sorted({row["budget"] for row in rows})
+    axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
     axis.set_xlim(right=all_flops.max() * (all_flops.max() / all_flops.min()) ** 0.2)
 
 
@@ -133,6 +138,7 @@ def draw_steps(figure, rows):
     right.set(xlabel="operators", ylabel="gain of the chain of thought, points")
     right.axhline(0, color="black", linewidth=0.8)
     for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(fontsize=8)
         axis.grid(alpha=0.2)
 

@@ -12,7 +12,7 @@ from common import save_table
 from experiments.bases import answer
 from experiments.curves import (KS, few_runs, missing, name, plan_loss, rl_runs, size_runs, step_flops,
                                 step_runs)
-from experiments.laws import compute_optimal, fit_sizes
+from experiments.laws import compute_optimal, fit_sizes, near_best
 from model import GPT, GPTConfig
 from scripts import run_here, table
 from verify import TASKS, encode, make_problems
@@ -66,6 +66,17 @@ def test_a_lowest_point_is_within_the_sizes_that_were_tried():
     assert compute_optimal(upside_down)[1] == pytest.approx(500)
 
 
+def test_only_sizes_near_the_best_are_fitted():
+    """Models that are far too large for a budget do not lie on any parabola, and do not bend it."""
+    rows = rows_of([10], SIZES)
+    spoilt = [row | {"plan_loss": 99.0} if row["parameters"] == 64_000 else row
+              for row in rows + rows_of([10], [16_000, 32_000, 64_000])]
+    assert {row["parameters"] for row in near_best(spoilt)} == {500, 1000, 2000, 4000, 8000}
+    assert np.allclose(compute_optimal(spoilt), compute_optimal(rows))
+    at_the_edge = [row for row in spoilt if row["parameters"] >= 4000]
+    assert {row["parameters"] for row in near_best(at_the_edge)} == {4000, 8000, 16_000}
+
+
 def test_the_loss_of_a_plan_by_hand():
     problems, solutions = make_problems("countdown", 3, 20, np.random.default_rng(0))
     lengths = [len(encode(TASKS["countdown"].hard_part(solution))) for solution in solutions]
@@ -88,7 +99,7 @@ def test_steps_of_each_size_cost_the_same():
     assert steps[1] == round(10e12 / 5.9e9) and steps[0] > 5 * steps[1] and steps[2] < steps[1] / 3
 
 
-def test_steps_with_and_without_a_chain_of_thought_cost_the_same():
+def test_solutions_with_and_without_a_chain_of_thought_cost_the_same():
     args = argparse.Namespace(seeds=[0], budgets=[4.0])
     found = {(about["kind"], about["level"]): about["steps"] for about, _, _ in step_runs(args)}
     assert len(found) == 16 and found["with steps", 1] == found["direct", 1]   # one operator: one line
