@@ -222,7 +222,7 @@ def make_row(about, commands, checkpoint, measure, args):
 def read_rows(args):
     """All rows there are, by their names: those of the table and those in the folders of runs."""
     rows = read_table(os.path.join(args.results, f"{args.experiment}.csv"))
-    rows = [{key: number_or_text(text) for key, text in row.items()} for row in rows]
+    rows = [{key: read_cell(text) for key, text in row.items()} for row in rows]
     runs = glob.escape(os.path.join(args.out, args.experiment))
     for path in sorted(glob.glob(f"{runs}/*/row.json")):
         with open(path) as file:
@@ -230,7 +230,7 @@ def read_rows(args):
     return {name(row): row for row in rows}
 
 
-def number_or_text(text):
+def read_cell(text):
     try:
         return json.loads(text)
     except ValueError:
@@ -303,7 +303,8 @@ def main():
         laws = fit_sizes(table)
         save_table(path.replace(".csv", "_fit.csv"), laws)
         for law in laws:
-            print("{quantity}: {fitted:.3f} [{low:.3f}, {high:.3f}] {measured}".format(**law))
+            interval = f" [{law['low']:.3f}, {law['high']:.3f}]" if law["low"] == law["low"] else ""
+            print(f"{law['quantity']}: {law['fitted']:.3f}{interval} {law['measured']}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,16 @@ def column(rows, key):
     return np.array([row[key] for row in rows])
 
 
+def mean_losses(members):
+    """The sizes there are, and the mean loss of each."""
+    sizes = np.unique(column(members, "parameters"))
+    return sizes, [column([row for row in members if row["parameters"] == size], "plan_loss").mean()
+                   for size in sizes]
+
+
 def near_best(members):
     """The rows of the best size and of up to two sizes on either side, of three sizes at least."""
-    sizes = np.unique(column(members, "parameters"))
-    losses = [np.mean([row["plan_loss"] for row in members if row["parameters"] == size]) for size in sizes]
+    sizes, losses = mean_losses(members)
     best = int(np.argmin(losses))
     first = min(max(0, best - 2), len(sizes) - 3)
     return [row for row in members if row["parameters"] in sizes[first:max(best, first) + 3]]
@@ -62,11 +68,15 @@ def compute_optimal(rows):
 def fit_sizes(rows, n_draws=1000):
     """
     The exponents of parameters ~ FLOPs^a and loss ~ FLOPs^-b along the lowest points, and the loss that they
-    predict for budgets that were not fitted, as they have fewer than three sizes: rows of a table, with 95 %
-    intervals, from drawing the seeds again.
+    predict for budgets that were not fitted, as they have fewer than three sizes: rows of a table. The 95 %
+    intervals come from drawing the seeds again, those that have all budgets; with one such seed there is
+    none (nan).
     """
-    seeds, rng = sorted({row["seed"] for row in rows}), np.random.default_rng(0)
-    predicted = by_budget(rows)[1]
+    fitted, predicted = by_budget(rows)
+    rng, seeds = np.random.default_rng(0), sorted({row["seed"] for row in rows})
+    complete = [seed for seed in seeds
+                if all(len({row["depth"] for row in members if row["seed"] == seed}) > 2
+                       for members in fitted.values())]
 
     def quantities(drawn):
         flops, parameters, loss = compute_optimal(drawn)
@@ -74,11 +84,13 @@ def fit_sizes(rows, n_draws=1000):
         return [power_law(flops, parameters)[0], -exponent, *factor * flops_of(predicted) ** exponent]
 
     def draw():
-        return [row for seed in rng.choice(seeds, len(seeds)) for row in rows if row["seed"] == seed]
+        return [row for seed in rng.choice(complete, len(complete)) for row in rows if row["seed"] == seed]
 
+    low = high = [np.nan] * (2 + len(predicted))
+    if len(complete) > 1:
+        low, high = np.percentile([quantities(draw()) for _ in range(n_draws)], (2.5, 97.5), axis=0)
     names = ["exponent of parameters", "exponent of loss"]
     names += [f"loss at {budget} TFLOP" for budget in predicted]
-    measured = ["", "", *(column(members, "plan_loss").mean() for members in predicted.values())]
-    low, high = np.percentile([quantities(draw()) for _ in range(n_draws)], (2.5, 97.5), axis=0)
+    measured = ["", "", *(min(mean_losses(members)[1]) for members in predicted.values())]
     return [dict(zip(("quantity", "fitted", "low", "high", "measured"), line))
             for line in zip(names, quantities(rows), low, high, measured)]

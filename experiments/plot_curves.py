@@ -69,7 +69,7 @@ def draw_depths(axis, rows):
         members = sorted((row for row in averaged if row["depth"] == depth), key=lambda row: row["flops"])
         x, y = column(members, "flops") / TERA, column(members, "plan_loss")
         axis.plot(x, y, ".-", color=color)
-        axis.text(x[-1], y[-1], f" depth {depth:g}", color=color, va="center", fontsize=9)
+        axis.text(x[0], y[0], f"depth {depth:g}  ", color=color, va="center", ha="right", fontsize=9)
     all_flops, (flops, _, loss) = column(rows, "flops") / TERA, compute_optimal(rows)
     flops = flops / TERA
     if len(flops) > 1:
@@ -84,7 +84,7 @@ def draw_depths(axis, rows):
     axis.set(xlabel="training compute (TFLOP)", xscale="log", yscale="log")
     budgets = sorted({row["budget"] for row in rows})
     axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
-    axis.set_xlim(right=all_flops.max() * (all_flops.max() / all_flops.min()) ** 0.2)
+    axis.set_xlim(left=all_flops.min() / (all_flops.max() / all_flops.min()) ** 0.2)        # for the labels
 
 
 def draw_rl(figure, rows):

@@ -51,6 +51,13 @@ def test_noise_widens_the_intervals_and_they_hold_the_truth():
     assert of_loss["low"] < of_loss["fitted"] < of_loss["high"]
 
 
+def test_a_seed_that_lacks_a_budget_is_in_no_interval():
+    rows = [row for row in rows_of([5, 10, 20, 40], SIZES, noise=0.03) if row["seed"] < 2]
+    lacking = [row for row in rows if row["seed"] == 0 or row["budget"] < 20]
+    assert all(math.isnan(law["low"]) and law["fitted"] > 0 for law in fit_sizes(lacking, n_draws=20))
+    assert all(law["low"] < law["high"] for law in fit_sizes(rows, n_draws=20))
+
+
 def test_a_budget_with_one_size_is_predicted_and_not_fitted():
     held_out = [row | {"plan_loss": 99.0} for row in rows_of([80], [6000])]
     laws = fit_sizes(rows_of([5, 10, 20, 40], SIZES) + held_out, n_draws=20)
@@ -167,8 +174,8 @@ def test_pictures_are_drawn_of_what_is_there(tmp_path):
         for kind in ("SFT", "then RL", "then search") for n in (100, 1000)])
     ran = run_here("experiments.plot_curves", tmp_path)
     assert ran.returncode == 0, ran.stderr
-    for name in ("sizes.png", "rl.png", "steps.png", "few.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for picture in ("sizes.png", "rl.png", "steps.png", "few.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     (tmp_path / "rl.csv").write_text("a,b\n1,2\n")
     refused = run_here("experiments.plot_curves", tmp_path)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "rl.csv" in refused.stderr
