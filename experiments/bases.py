@@ -4,12 +4,12 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     python -m experiments.bases --kind direct --task expression --level 2 --steps 1000 --out out/direct
     python -m experiments.bases --kind shots --task expression --level 2 --steps 1000 --out out/shots
     python -m experiments.bases --kind retries --out out/retries
-    python -m experiments.bases --kind few --examples 1000 --out out/few
+    python -m experiments.bases --kind few --solutions 1000 --out out/few
 
     direct     the answer alone, without a chain of thought (for tasks where the last line says it all)
     shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
     retries    half of the examples with random steps take them back, and a solution follows
-    few        the same --examples worked solutions again and again; random steps, which need no teacher, are
+    few        the same --solutions worked solutions again and again; random steps, which need no teacher, are
                fresh
 """
 from dataclasses import replace
@@ -83,9 +83,9 @@ def all_there_are(task, level, n, seed):
 
 def few_lesson(args, step):
     """The usual lesson, on problems out of a few."""
-    problems, solutions = all_there_are(args.task, args.level, args.examples, args.seed)
+    problems, solutions = all_there_are(args.task, args.level, args.solutions, args.seed)
     rng = np.random.default_rng([args.seed, step, 5, args.rank])
-    chosen = rng.integers(args.examples, size=share_of(args.batch_size, args, "--batch-size"))
+    chosen = rng.integers(args.solutions, size=share_of(args.batch_size, args, "--batch-size"))
     return lesson_on([problems[i] for i in chosen], [solutions[i] for i in chosen], rng, args, step)
 
 
@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--kind", choices=LESSONS, help="what the base is shown; needed but with --resume")
     parser.add_argument("--shots", type=positive, default=3, metavar="N",
                         help="shots: solved examples (default 3)")
-    parser.add_argument("--examples", type=whole(1, 10 ** 7), default=1000, metavar="N",
+    parser.add_argument("--solutions", type=whole(1, 10 ** 7), default=1000, metavar="N",
                         help="few: worked solutions there are (default 1000)")
     args = parser.parse_args()
     with parser.errors():

@@ -124,7 +124,7 @@ def few_runs(args):
         base = {"kind": "SFT", "examples": n, "budget": 0.0, "seed": seed}
         folder = shlex.quote(os.path.join(args.out, "few", name(base)))
         steps = max(1, round(args.base * TERA / SFT_STEP))
-        few = f"-m experiments.bases --kind few --examples {n} --steps {steps} --log-every {steps}"
+        few = f"-m experiments.bases --kind few --solutions {n} --steps {steps} --log-every {steps}"
         yield base, [f"{few} {SEEDED}"], "sft.pt"
         for budget in args.budgets:
             about = {"examples": n, "budget": budget, "seed": seed}

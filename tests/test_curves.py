@@ -120,7 +120,7 @@ def test_rl_and_search_start_from_the_same_few_solutions():
                               experiment="few")
     runs = {(about["kind"], about["examples"]): commands for about, commands, _ in few_runs(args)}
     assert len(runs) == 6 and len(missing(list(few_runs(args)), {}, args)) == 6
-    assert "--kind few --examples 100 " in runs["SFT", 100][0]
+    assert "--kind few --solutions 100 " in runs["SFT", 100][0]
     for kind in ("then RL", "then search"):
         assert "--init out/curves/few/kindSFT_examples1000_budget0.0_seed0/sft.pt" in runs[kind, 1000][0]
     find, learn = runs["then search", 1000]

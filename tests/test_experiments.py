@@ -262,7 +262,7 @@ def test_of_the_mixed_batches_a_share_are_retries():
 
 def test_a_few_solutions_are_shown_again_and_again():
     """All of them in time, and no other problem."""
-    args = argparse.Namespace(**vars(LESSON) | {"task": "countdown", "level": 3, "examples": 12})
+    args = argparse.Namespace(**vars(LESSON) | {"task": "countdown", "level": 3, "solutions": 12})
     few, solutions = bases.all_there_are("countdown", 3, 12, args.seed)
     shown = set()
     for step in range(20):
