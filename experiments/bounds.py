@@ -19,11 +19,10 @@ the first cure gives is a lower bound. ended_wrong is the share that was not cut
 import os
 
 # First, so that Ctrl-C while torch is imported ends quietly
-from common import Parser, between, open_folder, positive, run_script, save_table
+from common import Parser, open_folder, run_script, save_table
 
-from experiments.streams import curve, draw_problems, gives_up, moves, sample_streams
-from search import load_model
-from streams import SEEN_TARGETS, Stream
+from experiments.streams import curve, gives_up, moves, read_flags, sample_streams
+from streams import Stream
 from verify import TASKS, encode
 
 MISTAKES = ("legal steps", "no giving up", "right plans")
@@ -72,18 +71,7 @@ def cured(problem, stream, cures):
 
 def main():
     parser = Parser(description="What a stream would solve without one kind of mistake.")
-    parser.shared("--init", "--task", "--level")
-    parser.add_argument("--max-tokens", type=positive, default=4096, metavar="N",
-                        help="the longest stream (default 4096)")
-    parser.add_argument("--temperature", type=between(0, 10), default=1.0, metavar="X",
-                        help="to sample at (default 1)")
-    parser.add_argument("--n-problems", type=positive, default=500, metavar="N",
-                        help="how many, with targets that were trained on (default 500)")
-    parser.shared("--split", "--out", "--device", "--seed")
-    args = parser.parse_args()
-    with parser.errors():
-        model = load_model(args)
-        problems = draw_problems(model, args, SEEN_TARGETS)
+    args, model, problems = read_flags(parser, 4096, "the longest stream")
     open_folder(args.out, "bounds.csv")
     streams, table = sample_streams(model, problems, args.max_tokens, args.temperature, args.seed), []
     for name, cures in CURES.items():

@@ -24,6 +24,7 @@ TFLOP.
 """
 import glob
 import json
+import math
 import os
 import shlex
 from argparse import Namespace
@@ -44,6 +45,7 @@ from experiments.laws import compute_optimal, fit_sizes
 from experiments.league import run
 from metrics import pass_at_k
 from model import GPTConfig, flops_per_token
+from plot import read
 from sample import generate
 from solutions import hard_part
 from train_sft import make_batch
@@ -55,12 +57,11 @@ SFT_STEP, RL_STEP = 5.9e9, 93e9             # FLOPs of a step of each script's d
 FOUND = 0.9e9                               # of a problem that is sampled, and what is found learnt from
 BATCH = 64                                  # problems in a step of SFT
 CONTEXT = 16                                # tokens that a token of three numbers sees, on the mean
-BASES = "base", "SFT"                       # kinds of runs that others start from
 N_SAMPLES = 256
 KS = [2 ** k for k in range(9)]             # of pass@k
 SEEDED = "--seed {seed} --out {out} --test-problems {n_problems}"
-SEARCH = ("search.py --init {model} --out {out} --seed {seed} --n-problems {n_problems} --budgets 75 "
-          "--methods 'single sample' 'single sample (best T)'")
+SEARCH = "search.py --init {model} --out {out} --seed {seed} --n-problems {n_problems}"
+BEST_T = SEARCH + " --budgets 75 --methods 'single sample' 'single sample (best T)'"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -70,10 +71,15 @@ def size_runs(args):
     """SFT of each size for each budget."""
     for seed, budget, depth in product(args.seeds, args.budgets, args.depths):
         ratio = of_depth(depth) / of_depth(3)
-        steps = max(1, round(budget * TERA / (SFT_STEP * ratio)))
+        steps = n_within(budget, SFT_STEP * ratio)
         flags = f"--depth {depth} --steps {steps} --log-every {steps} {SEEDED}"
         about = {"depth": depth, "budget": budget, "seed": seed, "steps": steps}
         yield about, [f"train_sft.py --no-streams {flags}"], "sft.pt"
+
+
+def n_within(budget, flops):
+    """How many steps, or problems, of so many FLOPs each a budget has room for."""
+    return max(1, round(budget * TERA / flops))
 
 
 def of_depth(depth):
@@ -84,15 +90,14 @@ def rl_runs(args):
     """A base, RL from it with each budget, and as much more SFT."""
     for seed in args.seeds:
         base = {"kind": "base", "budget": 0.0, "seed": seed}
-        folder = shlex.quote(os.path.join(args.out, "rl", name(base)))
-        steps = max(1, round(args.base * TERA / SFT_STEP))
-        yield base, [f"train_sft.py --no-streams --steps {steps} {SEEDED}", SEARCH], "sft.pt"
+        steps = n_within(args.base, SFT_STEP)
+        yield base, [f"train_sft.py --no-streams --steps {steps} {SEEDED}", BEST_T], "sft.pt"
         for budget in args.budgets:
-            flags = f"--init {folder}/sft.pt --log-every 1000 {SEEDED}"
-            n_rl, n_sft = (max(1, round(budget * TERA / flops)) for flops in (RL_STEP, SFT_STEP))
+            flags = f"--init {path_of(base, 'sft.pt', args)} --log-every 1000 {SEEDED}"
+            n_rl, n_sft = n_within(budget, RL_STEP), n_within(budget, SFT_STEP)
             about = {"budget": budget, "seed": seed}
-            yield {"kind": "RL"} | about, [f"train_rl.py --steps {n_rl} {flags}", SEARCH], "rl.pt"
-            yield {"kind": "more SFT"} | about, [f"train_sft.py --steps {n_sft} {flags}", SEARCH], "sft.pt"
+            yield {"kind": "RL"} | about, [f"train_rl.py --steps {n_rl} {flags}", BEST_T], "rl.pt"
+            yield {"kind": "more SFT"} | about, [f"train_sft.py --steps {n_sft} {flags}", BEST_T], "sft.pt"
 
 
 def step_runs(args):
@@ -102,10 +107,9 @@ def step_runs(args):
                "direct": ("-m experiments.bases --kind direct", answer)}
     for seed, budget, level, kind in product(args.seeds, args.budgets, task.levels, scripts):
         script, shown = scripts[kind]
-        steps = max(1, round(budget * TERA / step_flops(level, shown)))
+        steps = n_within(budget, step_flops(level, shown))
         train = f"{script} --task expression --level {level} --no-streams --steps {steps} --log-every {steps}"
-        vote = (f"search.py --init {{model}} --out {{out}} --seed {{seed}} --n-problems {{n_problems}} "
-                f"--methods majority --budgets {task.max_tokens(level)}")
+        vote = f"{SEARCH} --methods majority --budgets {task.max_tokens(level)}"
         about = {"kind": kind, "level": level, "budget": budget, "seed": seed, "steps": steps}
         yield about, [f"{train} {SEEDED}", vote], "sft.pt"
 
@@ -122,14 +126,13 @@ def few_runs(args):
     """SFT on a few worked solutions, and from there RL, or search and imitation of what it found."""
     for seed, n in product(args.seeds, args.examples):
         base = {"kind": "SFT", "examples": n, "budget": 0.0, "seed": seed}
-        folder = shlex.quote(os.path.join(args.out, "few", name(base)))
-        steps = max(1, round(args.base * TERA / SFT_STEP))
+        steps = n_within(args.base, SFT_STEP)
         few = f"-m experiments.bases --kind few --solutions {n} --steps {steps} --log-every {steps}"
         yield base, [f"{few} {SEEDED}"], "sft.pt"
         for budget in args.budgets:
             about = {"examples": n, "budget": budget, "seed": seed}
-            n_rl, n_found = (max(1, round(budget * TERA / flops)) for flops in (RL_STEP, FOUND))
-            start, save = f"--init {folder}/sft.pt", "--save {out}/found.jsonl"
+            n_rl, n_found = n_within(budget, RL_STEP), n_within(budget, FOUND)
+            start, save = f"--init {path_of(base, 'sft.pt', args)}", "--save {out}/found.jsonl"
             train = f"train_rl.py --steps {n_rl} --log-every {n_rl} {start} {SEEDED}"
             yield {"kind": "then RL"} | about, [train], "rl.pt"
             find = (f"search.py {start} {save} --out {{out}} --seed {{seed}} --n-problems {n_found} "
@@ -147,6 +150,11 @@ def name(about):
     return "_".join(f"{key}{value}" for key, value in identity(about).items()).replace(" ", "_")
 
 
+def path_of(about, checkpoint, args):
+    """Where the checkpoint of a run is, as a command has it."""
+    return shlex.quote(os.path.join(args.out, args.experiment, name(about), checkpoint))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # What is measured
 
@@ -162,14 +170,14 @@ def plan_loss(model, problems, solutions):
     return total / len(problems)
 
 
-def accuracies(last):
-    return {key: float(last[key]) for key in ("greedy", "sampled", "pass16")}
+def measure_accuracy(model, of):
+    return {key: float(of.last[key]) for key in ("greedy", "sampled", "pass16")}
 
 
 def measure_size(model, of):
     problems = held_out_problems(of.task, of.level, of.n_problems)
     solutions = [TASKS[of.task].solve(problem) for problem in problems]
-    return accuracies(of.last) | {"plan_loss": plan_loss(model, problems, solutions)}
+    return measure_accuracy(model, of) | {"plan_loss": plan_loss(model, problems, solutions)}
 
 
 def measure_coverage(model, of):
@@ -187,11 +195,8 @@ def measure_coverage(model, of):
 
 def measure_vote(model, of):
     vote, = read_table(f"{of.folder}/search.csv")
-    return accuracies(of.last) | {"majority": float(vote["accuracy"]), "room": float(vote["budget"])}
-
-
-def measure_accuracy(model, of):
-    return accuracies(of.last)
+    votes = {"majority": float(vote["accuracy"]), "room": float(vote["budget"])}
+    return measure_accuracy(model, of) | votes
 
 
 # name: (runs, what is measured, budgets in TFLOP, of the base)
@@ -222,7 +227,6 @@ def make_row(about, commands, checkpoint, measure, args):
 def read_rows(args):
     """All rows there are, by their names: those of the table and those in the folders of runs."""
     rows = read_table(os.path.join(args.results, f"{args.experiment}.csv"))
-    rows = [{key: read_cell(text) for key, text in row.items()} for row in rows]
     runs = glob.escape(os.path.join(args.out, args.experiment))
     for path in sorted(glob.glob(f"{runs}/*/row.json")):
         with open(path) as file:
@@ -230,22 +234,17 @@ def read_rows(args):
     return {name(row): row for row in rows}
 
 
-def read_cell(text):
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def missing(runs, table, args):
-    """The runs that have no row yet, and the bases that these start from, where there is no checkpoint."""
-    def has_checkpoint(about, checkpoint):
-        return os.path.exists(os.path.join(args.out, args.experiment, name(about), checkpoint))
+    """The runs that have no row yet, and those whose checkpoint is gone that these start from."""
+    todo = [about for about, _, _ in runs if name(about) not in table]
+    typed = " ".join(command for about, commands, _ in runs if about in todo for command in commands)
 
-    seeds = {about["seed"] for about, _, _ in runs if name(about) not in table}
+    def is_needed(about, checkpoint):
+        path = path_of(about, checkpoint, args)
+        return path in typed and not os.path.exists(*shlex.split(path))
+
     return [(about, commands, checkpoint) for about, commands, checkpoint in runs
-            if name(about) not in table or about.get("kind") in BASES and about["seed"] in seeds
-            and not has_checkpoint(about, checkpoint)]
+            if about in todo or is_needed(about, checkpoint)]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -299,12 +298,19 @@ def main():
     path = os.path.join(args.results, f"{args.experiment}.csv")
     save_table(path, table)
     print(f"wrote {path}: {len(table)} rows")
-    if args.experiment == "sizes" and compute_optimal(table).shape[-1] > 1:
-        laws = fit_sizes(table)
-        save_table(path.replace(".csv", "_fit.csv"), laws)
-        for law in laws:
-            interval = f" [{law['low']:.3f}, {law['high']:.3f}]" if law["low"] == law["low"] else ""
-            print(f"{law['quantity']}: {law['fitted']:.3f}{interval} {law['measured']}")
+    if args.experiment == "sizes":
+        fit(read([args.results], "sizes.csv"), os.path.join(args.results, "sizes_fit.csv"))
+
+
+def fit(rows, path):
+    """Fit the law of sizes, if there are budgets enough, and show it."""
+    if compute_optimal(rows).shape[-1] < 2:
+        return
+    laws = fit_sizes(rows)
+    save_table(path, laws)
+    for law in laws:
+        interval = "" if math.isnan(law["low"]) else f" [{law['low']:.3f}, {law['high']:.3f}]"
+        print(f"{law['quantity']}: {law['fitted']:.3f}{interval} {law['measured']}")
 
 
 if __name__ == "__main__":

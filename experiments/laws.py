@@ -34,9 +34,8 @@ def near_best(members):
     return [row for row in members if row["parameters"] in sizes[first:max(best, first) + 3]]
 
 
-def parabola(members):
-    """log(loss) as a polynomial of log(parameters), near the best size: farther away it is no parabola."""
-    near = near_best(members)
+def parabola(near):
+    """log(loss) as a polynomial of log(parameters), of rows near the best size: farther away it is none."""
     return np.polyfit(np.log(column(near, "parameters")), np.log(column(near, "plan_loss")), 2)
 
 
@@ -58,7 +57,8 @@ def compute_optimal(rows):
     """
     found = []
     for members in by_budget(rows)[0].values():
-        x, curve = np.log(column(near_best(members), "parameters")), parabola(members)
+        near = near_best(members)
+        x, curve = np.log(column(near, "parameters")), parabola(near)
         a, b, _ = curve
         lowest = np.clip(-b / (2 * a), x.min(), x.max()) if a > 0 else x[np.argmin(np.polyval(curve, x))]
         found.append((column(members, "flops").mean(), np.exp(lowest), np.exp(np.polyval(curve, lowest))))
@@ -75,8 +75,7 @@ def fit_sizes(rows, n_draws=1000):
     fitted, predicted = by_budget(rows)
     rng, seeds = np.random.default_rng(0), sorted({row["seed"] for row in rows})
     complete = [seed for seed in seeds
-                if all(len({row["depth"] for row in members if row["seed"] == seed}) > 2
-                       for members in fitted.values())]
+                if by_budget([row for row in rows if row["seed"] == seed])[0].keys() == fitted.keys()]
 
     def quantities(drawn):
         flops, parameters, loss = compute_optimal(drawn)

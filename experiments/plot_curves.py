@@ -26,6 +26,11 @@ from plot import means, read, save_figure
 COLORS = plt.get_cmap("viridis")
 
 
+def along(key, rows, **which):
+    """The rows of one depth or kind, in the order of a column."""
+    return sorted((row for row in rows if row.items() >= which.items()), key=lambda row: row[key])
+
+
 def draw_sizes(figure, rows):
     left, right = figure.subplots(1, 2)
     draw_budgets(left, rows)
@@ -48,9 +53,10 @@ def draw_budgets(axis, rows):
     for budget, color in colors_of(fitted).items():
         sizes, losses = column(fitted[budget], "parameters"), column(fitted[budget], "plan_loss")
         axis.plot(sizes, losses, ".", color=color, alpha=0.4)
-        near = np.log(column(near_best(fitted[budget]), "parameters"))
-        x = np.linspace(near.min(), near.max(), 50)
-        axis.plot(np.exp(x), np.exp(np.polyval(parabola(fitted[budget]), x)), color=color)
+        near = near_best(fitted[budget])
+        around = np.log(column(near, "parameters"))
+        x = np.linspace(around.min(), around.max(), 50)
+        axis.plot(np.exp(x), np.exp(np.polyval(parabola(near), x)), color=color)
         end = losses[sizes == sizes.max()].mean()
         axis.text(sizes.max(), end, f"  {budget:g} TFLOP", color=color, va="center", fontsize=9)
     _, parameters, loss = compute_optimal(rows)
@@ -66,7 +72,7 @@ def draw_depths(axis, rows):
     """The same losses against compute, for each depth, and the power law through the lowest points."""
     averaged = means(rows, ["depth", "budget"], ["flops", "plan_loss"])
     for depth, color in colors_of(sorted({row["depth"] for row in rows})).items():
-        members = sorted((row for row in averaged if row["depth"] == depth), key=lambda row: row["flops"])
+        members = along("flops", averaged, depth=depth)
         x, y = column(members, "flops") / TERA, column(members, "plan_loss")
         axis.plot(x, y, ".-", color=color)
         axis.text(x[0], y[0], f"depth {depth:g}  ", color=color, va="center", ha="right", fontsize=9)
@@ -94,7 +100,7 @@ def draw_rl(figure, rows):
     base = next(row for row in averaged if row["kind"] == "base")
     styles = {"RL": "tab:orange", "more SFT": "tab:blue"}
     for kind, color in styles.items():
-        members = of_kind(averaged, kind, "flops")
+        members = along("flops", averaged, kind=kind)
         x = [(row["flops"] - base["flops"]) / TERA for row in members]
         for key, style, what in (("pass1", "o-", "T = 1"), ("single_best_t", "*--", "the best T")):
             y = [100 * row[key] for row in members]
@@ -114,11 +120,6 @@ def draw_rl(figure, rows):
         axis.grid(alpha=0.2)
 
 
-def of_kind(rows, kind, key):
-    """The rows of a kind, in the order of a column."""
-    return sorted((row for row in rows if row["kind"] == kind), key=lambda row: row[key])
-
-
 def draw_steps(figure, rows):
     left, right = figure.subplots(1, 2)
     averaged = means(rows, ["kind", "level"], ["greedy", "majority"])
@@ -126,12 +127,12 @@ def draw_steps(figure, rows):
              "direct, greedy": ("direct", "greedy", "s-", "tab:blue"),
              "direct, majority of as many tokens": ("direct", "majority", "s--", "tab:blue")}
     for label, (kind, key, style, color) in lines.items():
-        members = of_kind(averaged, kind, "level")
+        members = along("level", averaged, kind=kind)
         left.plot(column(members, "level"), 100 * column(members, key), style, color=color, label=label)
-    chain = {row["level"]: row["greedy"] for row in of_kind(averaged, "with steps", "level")}
+    chain = {row["level"]: row["greedy"] for row in along("level", averaged, kind="with steps")}
     for key, style, label in (("greedy", "s-", "over the direct answer, greedy"),
                               ("majority", "s--", "over its majority vote at equal tokens")):
-        members = [row for row in of_kind(averaged, "direct", "level") if row["level"] in chain]
+        members = [row for row in along("level", averaged, kind="direct") if row["level"] in chain]
         gap = [100 * (chain[row["level"]] - row[key]) for row in members]
         right.plot(column(members, "level"), gap, style, color="tab:gray", label=label)
     left.set(xlabel="operators", ylabel="problems solved, %")
@@ -151,7 +152,7 @@ def draw_few(figure, rows):
     labels = {"sampled": "single samples that are right, %", "pass16": "pass@16, %"}
     for axis, (key, label) in zip(axes, labels.items()):
         for kind, style in styles.items():
-            members = of_kind(averaged, kind, "examples")
+            members = along("examples", averaged, kind=kind)
             x, y = column(members, "examples"), 100 * column(members, key)
             axis.plot(x, y, style, color=colors[kind], label=kind)
         axis.set(xlabel="worked solutions", ylabel=label, xscale="log")

@@ -13,16 +13,15 @@ import os
 from collections import Counter
 
 # First, so that Ctrl-C while torch is imported ends quietly
-from common import Parser, between, open_folder, positive, run_script, save_table
+from common import Parser, open_folder, run_script, save_table
 
 import numpy as np
 import torch
 
-from experiments.streams import draw_problems
+from experiments.streams import read_flags
 from metrics import wilson
 from sample import generate
-from search import load_model
-from streams import SEEN_TARGETS, Stream
+from streams import Stream
 from verify import EOS, decode, encode, is_correct, replay
 
 NEXT_LINE = ("goes back", "goes on", "is wrong")
@@ -74,18 +73,7 @@ def measure(model, problems, beginning, args):
 
 def main():
     parser = Parser(description="Begin streams with errors, and see how they go on.")
-    parser.shared("--init", "--task", "--level")
-    parser.add_argument("--max-tokens", type=positive, default=1024, metavar="N",
-                        help="the longest stream, not counting how it was begun (default 1024)")
-    parser.add_argument("--temperature", type=between(0, 10), default=1.0, metavar="X",
-                        help="to sample at (default 1)")
-    parser.add_argument("--n-problems", type=positive, default=500, metavar="N",
-                        help="how many (default 500)")
-    parser.shared("--split", "--out", "--device", "--seed")
-    args = parser.parse_args()
-    with parser.errors():
-        model = load_model(args)
-        problems = draw_problems(model, args, SEEN_TARGETS)
+    args, model, problems = read_flags(parser, 1024, "the longest stream, not counting how it was begun")
     open_folder(args.out, "recovery.csv")
     table = []
     for beginning in BEGINNINGS:

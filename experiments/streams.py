@@ -44,6 +44,25 @@ def draw_problems(model, args, targets):
     return problems
 
 
+def read_flags(parser, most, longest):
+    """
+    The flags of an experiment on one kind of streams, `most` tokens of them, with what is to be read of
+    them: (args, model, problems with targets that were trained on).
+    """
+    parser.shared("--init", "--task", "--level")
+    parser.add_argument("--max-tokens", type=positive, default=most, metavar="N",
+                        help=f"{longest} (default {most})")
+    parser.add_argument("--temperature", type=between(0, 10), default=1.0, metavar="X",
+                        help="to sample at (default 1)")
+    parser.add_argument("--n-problems", type=positive, default=500, metavar="N",
+                        help="how many, with targets that were trained on (default 500)")
+    parser.shared("--split", "--out", "--device", "--seed")
+    args = parser.parse_args()
+    with parser.errors():
+        model = load_model(args)
+        return args, model, draw_problems(model, args, SEEN_TARGETS)
+
+
 def sample_streams(model, problems, max_tokens, temperature, seed):
     """A stream for each problem: (completion, number of tokens, whether it is right)."""
     generator, streams = torch.Generator().manual_seed(seed), []

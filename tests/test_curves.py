@@ -126,6 +126,10 @@ def test_rl_and_search_start_from_the_same_few_solutions():
     find, learn = runs["then search", 1000]
     assert "--save {out}/found.jsonl" in find and "--data {out}/found.jsonl" in learn
     assert f"--n-problems {round(4e12 / 0.9e9)} " in find
+    every = {name(about): about for about, _, _ in few_runs(args) if about != {
+        "kind": "then RL", "examples": 1000, "budget": 4.0, "seed": 0}}
+    assert [name(about) for about, _, _ in missing(list(few_runs(args)), every, args)] == [
+        "kindSFT_examples1000_budget0.0_seed0", "kindthen_RL_examples1000_budget4.0_seed0"]
 
 
 def test_rows_are_run_once_and_tables_hold_all(tmp_path, capsys):
