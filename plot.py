@@ -8,8 +8,8 @@ Left, accuracy against the FLOPs spent in RL, dotted what it was before, a line 
 there was no RL, those spent in SFT. Points on the way are measured on fewer problems than the last.
 
 Right, accuracy against the tokens that a problem took at test time, of a model of streams those that it was
-allowed: a line for each method, dashed what needs no model; shaded, 95 % intervals (of several runs, the mean
-of theirs). Without a search.csv there is only the left one.
+allowed: a line for each method, dotted what one stream did before RL, broken and grey what needs no model;
+shaded, 95 % intervals (of several runs, the mean of theirs). Without a search.csv there is only the left one.
 """
 import csv
 import os
@@ -22,9 +22,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Dashed, in these colours
-WITHOUT_MODEL = {"random steps": "silver", "enumeration": "gray", "heuristic": "black",
-                 "one step ahead": "dimgray"}
+# How what needs no model is drawn
+WITHOUT_MODEL = {"random steps": ("silver", "--"), "enumeration": ("gray", "-."),
+                 "heuristic": ("black", "--"), "one step ahead": ("dimgray", (0, (1, 1)))}
 # What is drawn of training, where a table has it, beside the columns within64, within128, ...
 COLUMNS = {"pass16": "pass@16", "greedy": "greedy", "sampled": "single sample"}
 WIDTHS = (1.5, 2.5, 1.0, 3.5, 0.7, 4.5)                             # of the lines of different sizes of model
@@ -85,8 +85,16 @@ def draw_training(axis, folders):
                           color=color, fontsize=8)
     stage = "RL (dotted: before it)" if tables[1] else "SFT"
     axis.set(xlabel=f"FLOPs spent in {stage}", ylabel="accuracy on test problems", xscale="log",
-             ylim=(0, 1.02), title="train-time scaling")
+             title="train-time scaling")
     axis.grid(alpha=0.2)
+
+
+def before_rl(folders):
+    """What one stream solved at the end of SFT: budgets, and the share that was solved within each."""
+    at_end = {folder: read([folder], "sft.csv")[-1] for folder in folders}
+    columns = [column for column in at_end[folders[0]] if column.startswith("within")]
+    shares = [sum(row[column] for row in at_end.values()) / len(at_end) for column in columns]
+    return [int(column.removeprefix("within")) for column in columns], shares
 
 
 def draw_search(axis, folders):
@@ -99,10 +107,12 @@ def draw_search(axis, folders):
         by_method[row["method"] + (" (oracle)" if row["oracle"] else "")].append(row)
     for (method, points), color in zip(by_method.items(), plt.get_cmap("tab20").colors):
         x, y = [p[tokens] for p in points], [p["accuracy"] for p in points]
-        color, style = WITHOUT_MODEL.get(method, color), "--" if method in WITHOUT_MODEL else "-"
+        color, style = WITHOUT_MODEL.get(method, (color, "-"))
         axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle=style, color=color, label=method)
         low, high = [p["ci_low"] for p in points], [p["ci_high"] for p in points]
         axis.fill_between(x, low, high, color=color, alpha=0.12)
+    if of_streams and read(folders, "rl.csv"):
+        axis.plot(*before_rl(folders), ".:", color=plt.get_cmap("tab20").colors[0], label="stream, before RL")
     most = max(p[tokens] for points in by_method.values() for p in points)
     least = 32 if of_streams else 25
     ticks = [least * 2 ** i for i in range(12) if least * 2 ** i < 1.5 * most]
@@ -111,7 +121,8 @@ def draw_search(axis, folders):
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.2)
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    lines = sorted(axis.get_lines(), key=lambda line: -line.get_ydata()[-1])    # as they lie in the picture
+    axis.legend(handles=lines, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -275,6 +275,24 @@ def test_runs_of_different_sizes_are_lines_of_their_own(tmp_path):
     assert [y for _, y in lines("abc", ":")[0]] == [[0.5, 0.5], [0.9, 0.9]]         # before RL
 
 
+def test_one_stream_before_rl_is_drawn_beside_what_it_is_after_it(tmp_path):
+    found = {"method": "stream", "oracle": 0, "ci_low": 0.4, "ci_high": 0.9, "tokens_per_problem": 20}
+    for folder, within64, within128 in (("a", 0.2, 0.4), ("b", 0.4, 0.7)):
+        start = {"step": 1, "flops": 1.0, "parameters": 9, "within64": 0.1, "within128": 0.1, "sampled": 0.1}
+        end = start | {"step": 2, "within64": within64, "within128": within128}
+        write_table(tmp_path / folder / "sft.csv", [start, end])
+        write_table(tmp_path / folder / "rl.csv", [end | {"flops": 2.0}])
+        rows = [found | {"budget": budget, "accuracy": 0.8} for budget in (64, 128)]
+        write_table(tmp_path / folder / "search.csv", rows)
+    axis = plt.figure().add_subplot()
+    plot.draw_search(axis, [tmp_path / folder for folder in "ab"])
+    after, before = axis.get_lines()
+    plt.close("all")
+    assert list(after.get_ydata()) == [0.8, 0.8] and before.get_linestyle() == ":"
+    assert list(before.get_xdata()) == [64, 128]
+    assert list(before.get_ydata()) == [pytest.approx(0.3), pytest.approx(0.55)]
+
+
 def test_without_a_search_there_is_one_panel(tmp_path):
     """As exercise 11 has it: SFT only, of several sizes."""
     rows = [{"parameters": 1000, "step": step, "flops": 1000 * step, "greedy": 0.1 * step} for step in (1, 2)]
