@@ -16,7 +16,7 @@ TFLOP.
     sizes   the loss of a plan (nats for the first step of a worked solution, up to its result) against
             compute, and the laws that laws.py fits to it
     rl      pass@k for k from 1 to 256 (unbiased), and a single sample at the temperature that is best on
-            validation problems.
+            validation problems; by how much pass@k is above the base's, problem by problem.
     steps   expression: a worked solution, or the answer alone, at the same training compute; and the majority
             vote of each within as many tokens as one worked solution may take.
     few     SFT on so many worked solutions, again and again; from there as much compute in RL as in search
@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from checkpoint import load_checkpoint
 from experiments.bases import answer
-from experiments.laws import compute_optimal, fit_sizes
+from experiments.laws import compute_optimal, fit_sizes, gains
 from experiments.league import run
 from metrics import pass_at_k
 from model import GPTConfig, flops_per_token
@@ -190,7 +190,7 @@ def measure_coverage(model, of):
         counts.append(sum(is_correct(problem, ids) for ids in samples.finished((EOS,))))
     found = {f"pass{k}": float(np.mean([pass_at_k(N_SAMPLES, c, k) for c in counts])) for k in KS}
     single = {line["method"]: float(line["accuracy"]) for line in read_table(f"{of.folder}/search.csv")}
-    return found | {"single_best_t": single["single sample (best T)"]}
+    return found | {"single_best_t": single["single sample (best T)"], "right": " ".join(map(str, counts))}
 
 
 def measure_vote(model, of):
@@ -300,6 +300,9 @@ def main():
     print(f"wrote {path}: {len(table)} rows")
     if args.experiment == "sizes":
         fit(read([args.results], "sizes.csv"), os.path.join(args.results, "sizes_fit.csv"))
+    if args.experiment == "rl":
+        over_base = gains(read([args.results], "rl.csv"), KS, N_SAMPLES)
+        save_table(os.path.join(args.results, "rl_gains.csv"), over_base)
 
 
 def fit(rows, path):

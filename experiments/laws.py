@@ -1,8 +1,11 @@
 """
-The law of sizes, fitted to the rows of experiments/curves.py: at each budget the size at which a plan's loss
-is lowest, and power laws through these points (approach 2 of Hoffmann et al. 2022).
+What follows from the rows of experiments/curves.py. The law of sizes: at each budget the size at which a
+plan's loss is lowest, and power laws through these points (approach 2 of Hoffmann et al. 2022). And what RL
+gains over its base, with intervals that use that both met the same problems.
 """
 import numpy as np
+
+from metrics import pass_at_k
 
 
 def by_budget(rows):
@@ -93,3 +96,33 @@ def fit_sizes(rows, n_draws=1000):
     measured = ["", "", *(min(mean_losses(members)[1]) for members in predicted.values())]
     return [dict(zip(("quantity", "fitted", "low", "high", "measured"), line))
             for line in zip(names, quantities(rows), low, high, measured)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# RL over its base
+
+def gains(rows, ks, n_samples, n_draws=1000):
+    """
+    By how much pass@k is above the base's, for each kind and budget: rows of a table. The 95 % intervals come
+    from drawing seeds and problems again, the same ones for a run and its base, as a problem that is hard is
+    hard for both (a paired bootstrap).
+    """
+    right = {(row["kind"], row["budget"], row["seed"]): np.array(str(row["right"]).split(), dtype=int)
+             for row in rows}               # (problems,), of n_samples how many are right
+    seeds_of, rng, table = {}, np.random.default_rng(0), []
+    for kind, budget, seed in right:
+        if kind != "base" and ("base", 0, seed) in right:
+            seeds_of.setdefault((kind, budget), []).append(seed)
+    for (kind, budget), seeds in seeds_of.items():
+        after = np.stack([right[kind, budget, seed] for seed in seeds])                 # (seeds, problems)
+        before = np.stack([right["base", 0, seed] for seed in seeds])
+        n_seeds, n_problems = after.shape
+        drawn = (rng.integers(n_seeds, size=(n_draws, n_seeds, 1)),
+                 rng.integers(n_problems, size=(n_draws, 1, n_problems)))
+        for k in ks:
+            passes = np.array([pass_at_k(n_samples, n_right, k) for n_right in range(n_samples + 1)])
+            gain = passes[after] - passes[before]
+            low, high = np.percentile(gain[drawn].mean((1, 2)), (2.5, 97.5))
+            table.append({"kind": kind, "budget": budget, "k": k, "gain": gain.mean(),
+                          "low": low, "high": high})
+    return table

@@ -7,8 +7,9 @@ Draw the scaling curves.
 sizes.png: left, at each budget the loss of a plan against the size of the model, with the parabola that was
 fitted near the best; right, the same losses against compute, a line for each depth, dashed the power law
 through the lowest points, a star where it predicted a budget. rl.png: left, a single sample after RL and
-after as much more SFT; right, pass@k before and after. steps.png: left, accuracy with and without a chain of
-thought; right, what the chain is worth. few.png: accuracy against the number of worked solutions.
+after as much more SFT; right, by how much pass@k is above the base's, with paired intervals. steps.png: left,
+accuracy with and without a chain of thought; right, what the chain is worth. few.png: accuracy against the
+number of worked solutions.
 """
 import os
 
@@ -19,8 +20,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from experiments.curves import KS, TERA
-from experiments.laws import by_budget, column, compute_optimal, flops_of, near_best, parabola, power_law
+from experiments.curves import KS, N_SAMPLES, TERA
+from experiments.laws import (by_budget, column, compute_optimal, flops_of, gains, near_best, parabola,
+                              power_law)
 from plot import means, read, save_figure
 
 COLORS = plt.get_cmap("viridis")
@@ -105,19 +107,31 @@ def draw_rl(figure, rows):
         for key, style, what in (("pass1", "o-", "T = 1"), ("single_best_t", "*--", "the best T")):
             y = [100 * row[key] for row in members]
             left.plot(x, y, style, color=color, label=f"{kind}, {what}")
-        if members:
-            last = members[-1]
-            right.plot(KS, [100 * last[f"pass{k}"] for k in KS], ".-", color=color,
-                       label=f"{kind}, {last['budget']:g} TFLOP")
     for key, style in (("pass1", ":"), ("single_best_t", "--")):
         left.axhline(100 * base[key], color="gray", linestyle=style)
-    right.plot(KS, [100 * base[f"pass{k}"] for k in KS], ".-", color="gray", label="base")
+    draw_gains(right, rows, styles)
     left.set(xlabel="compute after the base (TFLOP)", ylabel="single samples that are right, %", xscale="log",
              title="gray: the base, at temperature 1 and at its best")
-    right.set(xlabel="k", ylabel="pass@k, %", xscale="log")
     for axis in (left, right):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.2)
+
+
+def draw_gains(axis, rows, styles):
+    """By how much pass@k is above the base's, after the smallest and the largest budget."""
+    over_base = gains(rows, KS, N_SAMPLES)
+    for kind, color in styles.items():
+        budgets = sorted({row["budget"] for row in over_base if row["kind"] == kind})
+        for budget, style in zip(dict.fromkeys((*budgets[-1:], *budgets[:1])), (".-", ".--")):
+            members = along("k", over_base, kind=kind, budget=budget)
+            low, high = 100 * column(members, "low"), 100 * column(members, "high")
+            axis.plot(KS, 100 * column(members, "gain"), style, color=color,
+                      label=f"{kind}, {budget:g} TFLOP")
+            axis.fill_between(KS, low, high, color=color, alpha=0.12)
+    axis.axhline(0, color="gray")
+    axis.set(xlabel="k", ylabel="pass@k above the base's, points", xscale="log")
+    axis.set_xticks(KS, [str(k) for k in KS])
+    axis.minorticks_off()
 
 
 def draw_steps(figure, rows):

@@ -12,7 +12,7 @@ from common import save_table
 from experiments.bases import answer
 from experiments.curves import (KS, few_runs, missing, name, plan_loss, rl_runs, size_runs, step_flops,
                                 step_runs)
-from experiments.laws import compute_optimal, fit_sizes, near_best
+from experiments.laws import compute_optimal, fit_sizes, gains, near_best
 from model import GPT, GPTConfig
 from scripts import run_here, table
 from verify import TASKS, encode, make_problems
@@ -163,11 +163,30 @@ def test_a_base_without_checkpoint_is_made_again_if_a_run_needs_it(tmp_path):
     assert len(missing(runs, every, args)) == 1
 
 
+def test_gains_over_the_base_are_paired():
+    """
+    Problems differ much, RL and its base on each of them little: so the interval is narrow. RL makes a problem
+    that is solved in 64 of 256 samples one of 128, and forgets one of four that were solved once.
+    """
+    before, after = [0, 64, 1, 256] * 50, [0, 128, 0, 256] * 50
+    rows = [{"kind": kind, "budget": budget, "seed": seed, "right": " ".join(map(str, right))}
+            for seed in (0, 1) for kind, budget, right in (("base", 0, before), ("RL", 1, after))]
+    rows.append({"kind": "RL", "budget": 1, "seed": 2, "right": "256"})             # its base is not there
+    first, last = gains(rows, (1, 256), 256)
+    assert first["gain"] == pytest.approx((0.25 - 1 / 256) / 4) and last["gain"] == pytest.approx(-0.25)
+    for row in (first, last):
+        assert row["low"] < row["gain"] < row["high"]
+        assert row["high"] - row["low"] < 0.15                          # of the last 0.18, were it not paired
+    assert last["high"] < 0 < first["low"]
+    same = [row | {"right": rows[0]["right"]} for row in rows[:4]]
+    assert {(row["gain"], row["low"], row["high"]) for row in gains(same, (1, 256), 256)} == {(0, 0, 0)}
+
+
 def test_pictures_are_drawn_of_what_is_there(tmp_path):
     rows = [row | {"seed": 0} for row in rows_of([5, 10], SIZES) + rows_of([80], [6000])]
     save_table(tmp_path / "sizes.csv", rows)
-    of_rl = [{"kind": kind, "budget": budget, "flops": 4e13 + budget * 1e12, "single_best_t": 0.8,
-              **{f"pass{k}": 0.7 for k in KS}}
+    of_rl = [{"kind": kind, "budget": budget, "seed": 0, "flops": 4e13 + budget * 1e12, "single_best_t": 0.8,
+              "right": "0 128 256", **{f"pass{k}": 0.7 for k in KS}}
              for kind, budget in (("base", 0), ("RL", 1), ("RL", 3), ("more SFT", 1))]
     save_table(tmp_path / "rl.csv", of_rl)
     save_table(tmp_path / "steps.csv", [
