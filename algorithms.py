@@ -1,12 +1,12 @@
 """
 From rewards to a loss: the algorithms of RL, each an entry in `ALGORITHMS`.
 
-    filter      advantage = reward: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022)
-    reinforce   advantage = reward - mean reward of the problem's samples; one on-policy step, so no ratio
+    filter      advantage = return: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022)
+    reinforce   advantage = return - mean return of the problem's samples; one on-policy step, so no ratio
     ppo         advantage = GAE over the value head; several steps on a batch, held by the clipped ratio
 
-That is so without a --half-life; with one, as streams have it, what counts at each token is the return, the
-reward discounted by the time until then (`discounted`).
+The return at a token is what is still to come: the reward, and with a --half-life, as streams have it, the
+reward discounted by the time until then (`discounted_returns`).
 
 A batch is a dict of tensors, made by train_rl.py: B completions, --samples of each problem side by side, in
 T columns. From `rollout` are "action" (B, T), which tokens are theirs; "rewards" (B,); "old_logprobs" and
@@ -16,8 +16,8 @@ and "goes_on" (B,), see `mark_attempts`. `learn` adds "returns" and "advantages"
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
 2025); groups that teach nothing are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the critic's
 targets are the outcomes themselves, lambda = 1, and only the policy's lambda is lower (VC-PPO, Yuan et al.
-2025); discount 1, but for streams (see `discounted`). The value head, too, learns only from groups that were
-not dropped, so it predicts success on problems that are neither too easy nor too hard.
+2025); discount 1, but for streams. The value head, too, learns only from groups that were not dropped, so it
+predicts success on problems that are neither too easy nor too hard.
 """
 from typing import Callable, NamedTuple
 
@@ -49,21 +49,25 @@ def has_right(rewards, args):
 # ------------------------------------------------------------------------------------------------------------
 # Returns
 
-def discounted(batch, args):
+def discounted_returns(batch, args):
     """
     What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until then.
 
     A price on thinking that knows no ceiling: the expected discounted reward is the share of problems solved
     within b tokens, averaged over budgets b that end at each token with the same probability.
 
-    Whoever goes back to the problem begins anew. So what comes behind the next return is not counted as it
-    happened to come, but as it comes on the mean of all attempts at this problem: so an attempt is credited
-    with its own success, and not with the luck of the next ones. A stream that was cut off goes on like this
-    too.
+    A stream that goes back to its problem begins anew, as good as from the prompt. So an attempt is credited
+    with its own success, and not with the luck of those behind it: where the next attempt begins, the return
+    is `anew`, the mean over all attempts that the problem's samples began. With g = 0.5 ** (1 / half-life),
+
+        return = g ** (tokens to the next attempt) * anew, or of the last g ** (tokens to the end) * reward
+        anew   = the mean over attempts of g ** (tokens from its first to the end of the text) * reward
+
+    and for a stream that was cut off anew stands in place of the reward, as it would go on.
 
     With a half-life of one token, and two samples of a problem: `a b`, which is right, has returns of 1/2 and
-    1. Three attempts were begun in it and in `c d`, back, `e f`, which is wrong; one of them was worth 1/2
-    where it began, so to begin anew is worth 1/6: the returns of c, d, e, f are 1/24, 1/12, 0, 0.
+    1. With `c d e f`, which is wrong, and where d goes back to the problem, three attempts were begun, of
+    which one was worth 1/2 where it began. So anew is 1/6, and c, d, e, f have 1/24, 1/12, 0, 0.
     """
     rewards = batch["rewards"][:, None]                                 # (B, 1)
     if not args.half_life:
@@ -71,16 +75,16 @@ def discounted(batch, args):
     decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
     position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
     to_the_end = decay ** (position[:, -1:] - position)         # the factor from here to the end
-    # What a new attempt is worth, over all n that began: anew = (sum of rewards * to_the_end, and where a
-    # stream was cut off, of anew * to_the_end) / n. Solved for anew:
+    # n * anew = the sum of rewards * to_the_end, and where a stream was cut off, of anew * to_the_end
     goes_on = batch["goes_on"][:, None]
     known = sum_of_groups(rewards * to_the_end * begins, args)
     anew = known / (sum_of_groups(begins, args) - sum_of_groups(goes_on * to_the_end * begins, args))
     at_the_end = anew.where(goes_on, rewards)                           # (B, 1)
     # Where the next attempt begins: the smallest such position on the right
-    later = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
-    later = later.flip(1).cummin(1).values.flip(1)
-    return (anew * decay ** (later - position)).where(later < NEVER, at_the_end * to_the_end)
+    next_begins = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
+    next_begins = next_begins.flip(1).cummin(1).values.flip(1)
+    of_earlier = anew * decay ** (next_begins - position)
+    return of_earlier.where(next_begins < NEVER, at_the_end * to_the_end)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -162,9 +166,9 @@ ALGORITHMS = {"filter": Algorithm(filter_advantages, policy_gradient_loss, has_s
 
 def worth_learning(rewards, args):
     """
-    Which groups are learnt from, (B / --samples,): by the filter those with a right sample, by the others
-    those that are mixed. With a --half-life also those that are all right: who has to learn to be quick
-    learns from them, too.
+    Which groups are learnt from, (B / --samples,). The filter learns from those with a right sample, the
+    others from those that are mixed; with a --half-life also from those that are all right, as there is
+    something to learn about being quick.
     """
     has_signal = has_right if args.half_life else ALGORITHMS[args.algo].has_signal
     return has_signal(rewards, args)

@@ -12,7 +12,7 @@ from traces import without_verdict
 from verify import EOS, TASKS, decode, encode, verify
 
 ROWS = 4096                                 # samples drawn at once
-AT_ONCE = 64                                # of them for one problem
+SAMPLES_AT_ONCE = 64                                # of them for one problem
 
 
 @dataclass
@@ -53,7 +53,7 @@ def sample_n(model, problems, budget, settings):
             n = own.left // settings.max_tokens         # so many surely fit
             if n == 0 and own.left > 0:
                 n = 1                                   # this one may be cut off
-            rows += [i] * min(n, AT_ONCE)
+            rows += [i] * min(n, SAMPLES_AT_ONCE)
         if not rows:
             return found
         limits = [min(settings.max_tokens, budgets[i].left) for i in rows]

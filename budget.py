@@ -1,5 +1,8 @@
 """
 What every search method gets and gives: a budget of tokens, settings, results.
+
+Methods that go on until they have spent it count in `Budget`; a single sample is cut off at it, and its
+length is what it cost.
 """
 from dataclasses import dataclass, field
 
@@ -7,7 +10,7 @@ import torch
 
 
 class Budget:
-    """The tokens that may be generated for a problem, and how many were: methods that go on count here."""
+    """The tokens that may be generated for a problem, and how many were."""
 
     def __init__(self, limit):
         self.limit = limit

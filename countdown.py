@@ -46,6 +46,8 @@ class Countdown(Task):
     checkable = True
     enumerable = True
 
+    # The language
+
     def owns(self, text):
         return ">" in text
 
@@ -55,9 +57,6 @@ class Countdown(Task):
             raise ValueError(f"{show(text)} is not a countdown prompt: numbers from 0 to {MAX_VALUE}, single "
                              'spaces between them, ">", the target, as in "9 3 5 2>24"')
         return make_problem(*read)
-
-    def is_drawn(self, problem):
-        return problem.target in TARGETS and all(number in NUMBERS for number in problem.numbers)
 
     def start(self, problem):
         return problem.numbers
@@ -76,7 +75,7 @@ class Countdown(Task):
         if compute(a, op, b) != c:
             return None, f"{a}{op}{b} is not {c}"
         rest.append(c)
-        if sorted(listed) != sorted(rest):
+        if len(listed) != len(rest) or sorted(listed) != sorted(rest):
             return None, f"the numbers left are {join(rest)}"
         if match[6] and int(match[6]) != problem.target:
             return None, f"the target is {problem.target}, not {match[6]}"
@@ -89,8 +88,10 @@ class Countdown(Task):
         return tuple(sorted(state, reverse=True))
 
     def names(self, problem, state, text):
-        read = read_prompt(text)
-        return bool(read) and sorted(read[0]) == sorted(state) and read[1] == problem.target
+        numbers, target = read_prompt(text) or ((), None)
+        return target == problem.target and len(numbers) == len(state) and sorted(numbers) == sorted(state)
+
+    # What is solved, and what can be
 
     def is_solved(self, problem, state):
         return state == (problem.target,)
@@ -109,6 +110,41 @@ class Countdown(Task):
             return None
         return write_path(problem.numbers, rng.choice(hits) if rng else hits[0])
 
+    # Problems, and room for what is written
+
+    def draw(self, level, n, rng, accept, progress, targets=None):
+        """Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1)."""
+        wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
+        # The first of the problems must multiply or divide, fewer and fewer in the second half of training
+        hard = MULTIPLY * min(1.0, 2 - 2 * progress)
+        problems, solutions = [None] * n, [None] * n
+        width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
+        waiting, n_draws = np.arange(n), 0
+        while len(waiting):
+            rows = np.resize(waiting, width)                # the fewer are waiting, the more draws for each
+            numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
+            hits = find_hits(numbers, wanted[rows])                 # (L, width)
+            paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
+            gives_up = rng.random(width) < 0.02                 # with 2 numbers, some targets are sums only
+            good = hits.any(0) & ((rows >= hard * n) | multiplies(paths, level) | gives_up)
+            for k in np.flatnonzero(good):
+                if problems[rows[k]] is None:
+                    problem = make_problem(tuple(numbers[k].tolist()), int(wanted[rows[k]]))
+                    if accept(problem):
+                        problems[rows[k]] = problem
+                        solutions[rows[k]] = write_path(problem.numbers, int(paths[k]))
+            waiting = np.array([row for row in waiting if problems[row] is None])
+            n_draws += width
+            if n_draws > 100_000 * (n + 10):
+                raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[waiting[0]]}")
+        return problems, solutions
+
+    def is_drawn(self, problem):
+        return problem.target in TARGETS and all(number in NUMBERS for number in problem.numbers)
+
+    def split_key(self, problem):
+        return f"{sorted(problem.numbers)}>{problem.target}"        # the order of the numbers does not matter
+
     def max_tokens(self, level):
         # A step from k numbers: "99*99=9801," and the k - 1 numbers left, each "9801 "; then <|eos|>.
         return sum(11 + 5 * (k - 1) for k in range(2, level + 1)) + 1
@@ -116,22 +152,31 @@ class Countdown(Task):
     def stream_tokens(self, level):
         return 64 * 2 ** level if level > 2 else 0
 
-    def split_key(self, problem):
-        return f"{sorted(problem.numbers)}>{problem.target}"        # the order of the numbers does not matter
-
     def answer(self, completion):
         return completion                   # there is no answer but the solution itself
+
+    # For searches without a model
+
+    def legal_steps(self, state, below=MAX_VALUE + 1):
+        """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
+        steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
+        return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
+
+    def heuristic(self, problem, state):
+        """
+        The sum over the numbers of their distance to the nearest factor of the target (Gandhi et al. 2024,
+        Stream of Search).
+        """
+        factors = factors_of(problem.target)
+        return sum(min(abs(number - f) for f in factors) for number in state)
+
+    # For the teachers: solutions.py and streams.py
 
     def hard_part(self, solution):
         return solution[:solution.index(",") + 1]               # the first step: the rest is soon mastered
 
     def chosen_part(self, line):
         return line[:line.index("=") + 1]                           # what follows the = follows from it
-
-    def legal_steps(self, state, below=MAX_VALUE + 1):
-        """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
-        steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
-        return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
 
     def near_misses(self, problem, state):
         """
@@ -162,40 +207,6 @@ class Countdown(Task):
         result = a // max(1, b) if right is None else right + off if right + off >= 0 else right - off
         left = [x for k, x in enumerate(state) if k not in (i, j)] + [result]
         return f"{a}{op}{b}={result},{join(left)}\n"
-
-    def heuristic(self, problem, state):
-        """
-        The sum over the numbers of their distance to the nearest factor of the target (Gandhi et al. 2024,
-        Stream of Search).
-        """
-        factors = factors_of(problem.target)
-        return sum(min(abs(number - f) for f in factors) for number in state)
-
-    def draw(self, level, n, rng, accept, progress, targets=None):
-        """Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1)."""
-        wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
-        hard = MULTIPLY * min(1.0, 2 - 2 * progress)            # to the natural share in the second half
-        problems, solutions = [None] * n, [None] * n
-        width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
-        waiting, n_draws = np.arange(n), 0
-        while len(waiting):
-            rows = np.resize(waiting, width)                # the fewer are waiting, the more draws for each
-            numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
-            hits = find_hits(numbers, wanted[rows])                 # (L, width)
-            paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
-            gives_up = rng.random(width) < 0.02                 # with 2 numbers, some targets are sums only
-            good = hits.any(0) & ((rows >= hard * n) | multiplies(paths, level) | gives_up)
-            for k in np.flatnonzero(good):
-                if problems[rows[k]] is None:
-                    problem = make_problem(tuple(numbers[k].tolist()), int(wanted[rows[k]]))
-                    if accept(problem):
-                        problems[rows[k]] = problem
-                        solutions[rows[k]] = write_path(problem.numbers, int(paths[k]))
-            waiting = np.array([row for row in waiting if problems[row] is None])
-            n_draws += width
-            if n_draws > 100_000 * (n + 10):
-                raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[waiting[0]]}")
-        return problems, solutions
 
 
 def read_numbers(text):

@@ -43,8 +43,8 @@ class Samples:
     logprobs: torch.Tensor              # (B, T_new), of each token at the sampling temperature (greedy: at 1)
     values: torch.Tensor                    # (B, T_new), of what stood before each token
     end_values: torch.Tensor = None         # (B,), of the whole row, its last token included; with read_last
-    top_logprobs: torch.Tensor = None       # (B, T_new, n_top), the likeliest tokens' at temperature 1, and
-    top_tokens: torch.Tensor = None         # (B, T_new, n_top), which they were
+    top_tokens: torch.Tensor = None         # (B, T_new, n_top), the likeliest tokens in each place
+    top_logprobs: torch.Tensor = None       # (B, T_new, n_top), theirs, at temperature 1
     cache: KVCache = None                   # of all that was read; with read_last
     start: int = 0                      # the column of that cache where the last token of each prompt stands
 
@@ -139,7 +139,7 @@ class Decoder:
         rows.length += rows.alive
         # Here a row ends. What it writes from now on is not counted in its length, and masked in the end.
         rows.alive &= (rows.length < rows.limit) & (tokens[:, None] != self.stop_tokens).all(1)
-        column += 1
+        column += 1                         # in place: it is the cache's, too
 
     def capture(self, T):
         """The step that looks at T columns, as a CUDA graph: a function that replays it."""
@@ -225,7 +225,7 @@ def make_decoder(model, B, T_all, *settings):
 # ------------------------------------------------------------------------------------------------------------
 # Many tokens
 
-TWINS = weakref.WeakKeyDictionary()         # model: its copies for inference, by what they were made for
+COPIES = weakref.WeakKeyDictionary()        # model: its copies for inference, by what they were made for
 
 
 @torch.no_grad()
@@ -237,16 +237,17 @@ def for_inference(model, B):
     few = B < FEW_ROWS and model.wte.weight.device.type == "cpu"
     dtype = None if few else model.compute_dtype
     weight = model.wte.weight
-    twins, key = TWINS.setdefault(model, {}), (dtype, weight.dtype, weight.device)
-    if key not in twins:
-        twin = twins[key] = copy.deepcopy(model).requires_grad_(False)
+    copies, key = COPIES.setdefault(model, {}), (dtype, weight.dtype, weight.device)
+    if key not in copies:
+        twin = copies[key] = copy.deepcopy(model).requires_grad_(False)
         twin.compute_dtype, twin.decoders = dtype, {}
         for module in twin.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
-    for new, old in zip(twins[key].parameters(), model.parameters()):
+    # Each time, as the model may have learnt since
+    for new, old in zip(copies[key].parameters(), model.parameters()):
         new.copy_(old)
-    return twins[key]
+    return copies[key]
 
 
 def pad(rows, device):

@@ -10,7 +10,9 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150
 
-Three ways to generate, and ways to choose among what they found:
+A model of streams is its own search: one sample that may use up the whole budget (`stream`), begun again
+until the verifier is content (`best-of-n (verifier)`). Around a model of answers there are three ways to
+generate, and ways to choose among what they found:
 
     samples    greedy, a single sample, majority vote, best-of-N
     beam       beam search over steps (a step is a line): keep the best few partial solutions at each depth

@@ -74,7 +74,7 @@ class Stream:
 
     def back(self, imitated=True):
         """The return to the problem. That one goes back may not be imitated, where to always is."""
-        self.write(f"wait {self.task.restate(self.problem, self.start)}\n", n_hidden=not imitated)
+        self.write(f"wait {self.task.restate(self.problem, self.start)}\n", n_hidden=0 if imitated else 1)
 
     def solution(self, state):
         """The lines that lead from a state to the target."""
@@ -118,8 +118,9 @@ def try_in_vain(written, state, rng):
     if len(state) > 1 and rng.random() < SLIP:
         written.step(task.slip(problem, state, rng), n_hidden=math.inf)
         return
-    n_left = len(state) - 1                                             # steps to the end
-    n = n_left - (rng.random() >= DEAD_END) if n_left < 3 else 1
+    n = min(len(state) - 1, 2)              # steps to the end, or the first two
+    if len(state) > 3 or rng.random() >= DEAD_END:
+        n -= 1
     for _ in range(n):
         near = task.near_misses(problem, state) if rng.random() < NEAR_MISS else []
         steps = [(line, left) for line, left in near or task.legal_steps(state, LARGEST + 1)
@@ -158,9 +159,9 @@ def piece(problem, solution, whole):
 
 def plans(problem, rng, most=4):
     """
-    A part of every stream: openings that can be solved, in any order, each with the first step of its
-    solution; the last of them is solved. Which openings, and that one goes back from what can be solved, is
-    not imitated.
+    From four numbers on, a part of every stream: openings that can be solved, in any order, each with the
+    first step of its solution; the last of them is solved. Which openings, and that one goes back from what
+    can be solved, is not imitated.
     """
     written = Stream(problem)
     right, _ = written.openings()
@@ -178,10 +179,12 @@ def plans(problem, rng, most=4):
 
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream. In the beginning, and now and then later, n / 2 whole
-    pieces and n / 6 short streams; else the first steps of n pieces. After STREAMS_AFTER every second lesson
-    shows n / STREAM streams instead, and of the others every second n / 4 texts of plans, where more than one
-    step is left to plan.
+    What a step of training shows, a list of Stream: one of
+
+        whole pieces      n / 2 of them and n / 6 short streams: at first, and every WHOLE_EVERY steps later
+        first steps       of n pieces
+        streams           n / STREAM of them: every second step after STREAMS_AFTER
+        plans             n / 4 texts: every fourth step then, from four numbers on
     """
     def draw(n):
         return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]

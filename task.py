@@ -33,6 +33,8 @@ class Task:
     # Whether all steps from a state can be listed (legal_steps), and level - 1 of them make a completion.
     enumerable = False
 
+    # The language
+
     def owns(self, text):
         """Whether a text, without its newline, is meant as a prompt of this task."""
         raise NotImplementedError
@@ -40,18 +42,6 @@ class Task:
     def parse(self, text):
         """The Problem written in a text that the task owns. ValueError says what is wrong with it."""
         raise NotImplementedError
-
-    def draw(self, level, n, rng, accept, progress, targets=None):
-        """
-        n random problems for which accept(problem) is true, each with a worked solution: two lists. progress,
-        from 0 to 1, says how far training is, for a task with a curriculum; targets, which targets are
-        allowed (None: the task's own).
-        """
-        raise NotImplementedError
-
-    def is_drawn(self, problem):
-        """Whether a problem could be one that draw makes, so that a model may have learnt its kind."""
-        return True
 
     def start(self, problem):
         """The state before the first step."""
@@ -76,6 +66,8 @@ class Task:
         """Whether a text restates a state. Never raises, linear in the text."""
         return text == self.restate(problem, state)
 
+    # What is solved, and what can be
+
     def is_solved(self, problem, state):
         raise NotImplementedError
 
@@ -95,6 +87,26 @@ class Task:
         """One worked solution, drawn by rng where there are several, else the first; None if none is."""
         raise NotImplementedError
 
+    # Problems, and room for what is written
+
+    def draw(self, level, n, rng, accept, progress, targets=None):
+        """
+        n random problems for which accept(problem) is true, each with a worked solution: two lists. progress,
+        from 0 to 1, says how far training is, for a task with a curriculum; targets, which targets are
+        allowed (None: the task's own).
+        """
+        raise NotImplementedError
+
+    def is_drawn(self, problem):
+        """Whether a problem could be one that draw makes, so that a model may have learnt its kind."""
+        return True
+
+    def split_key(self, problem):
+        """
+        The same text for problems that are one problem in disguise: what decides between train and test.
+        """
+        return problem.prompt
+
     def max_tokens(self, level):
         """Room for one worked solution and <|eos|>."""
         raise NotImplementedError
@@ -103,15 +115,24 @@ class Task:
         """Room for a stream, which tries one way after the other; 0 where there are none."""
         return 0
 
-    def split_key(self, problem):
-        """
-        The same text for problems that are one problem in disguise: what decides between train and test.
-        """
-        return problem.prompt
-
     def answer(self, completion):
         """What a vote counts: the last line."""
         return completion.splitlines()[-1] if completion else ""
+
+    # For searches without a model
+
+    def legal_steps(self, state, below=MAX_VALUE + 1):
+        """All (line, state after it) whose result is below a limit. Only where `enumerable`."""
+        return []
+
+    def heuristic(self, problem, state):
+        """
+        How far a state seems to be from the target: depth-first search tries low ones first. Only where
+        `enumerable`.
+        """
+        return 0.0
+
+    # For the teachers: solutions.py and streams.py
 
     def hard_part(self, solution):
         """The beginning of a worked solution that is hard to learn; all of it if no part stands out."""
@@ -121,10 +142,6 @@ class Task:
         """The beginning of a step that the writer chooses; the rest follows from it."""
         return line
 
-    def legal_steps(self, state, below=MAX_VALUE + 1):
-        """All (line, state after it) whose result is below a limit. Only where `enumerable`."""
-        return []
-
     def near_misses(self, problem, state):
         """Of the legal_steps those that come near to what would help."""
         return []
@@ -132,13 +149,6 @@ class Task:
     def slip(self, problem, state, rng):
         """A line that looks like a step and is wrong, as a writer might err. Only where `enumerable`."""
         raise NotImplementedError
-
-    def heuristic(self, problem, state):
-        """
-        How far a state seems to be from the target: depth-first search tries low ones first. Only where
-        `enumerable`.
-        """
-        return 0.0
 
 
 def compute(a, op, b):

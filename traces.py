@@ -5,13 +5,18 @@ train_sft.py learns from them.
     {"prompt": "98 11>87\\n", "completion": "98-11=87,87\\n", "correct": true, "tokens": 13, "method": "mcts"}
 
 and, where they are known, "values": P(this ends correct) after each line of the completion, a number or null;
-and "flops": what it cost to find. What of a trace is worth imitating stands here too.
+and "flops": what it cost to find. What there is to learn from a trace stands here too.
 """
 import json
+import math
+
+import numpy as np
+import torch
 
 from common import write_whole
 from task import show
-from verify import encode, parse_problem, replay, split_of, verify
+from trainer import Example
+from verify import EOS, encode, parse_problem, replay, split_of, verify
 
 VERDICTS = ("?yes", "?no")
 KINDS = {"prompt": (str, "a text"), "completion": (str, "a text"), "correct": (bool, "true or false"),
@@ -33,20 +38,8 @@ def without_verdict(completion):
     return completion
 
 
-def imitated_lines(problem, completion, correct):
-    """
-    Which lines of a trace are worth imitating, a list of bool: of a correct one the steps that stand, `wait`s
-    and verdicts; of another the verdicts only. A last verdict that is false is not imitated.
-    """
-    standing, lines = set(standing_lines(problem, completion)), completion.split("\n")[:-1]
-    imitated = []
-    for number, line in enumerate(lines):
-        stands = line.startswith("wait") or number in standing
-        imitated.append(line in VERDICTS or correct and stands)
-    if lines and lines[-1] == ("?no" if correct else "?yes"):
-        imitated[-1] = False
-    return imitated
-
+# ------------------------------------------------------------------------------------------------------------
+# What search.py writes, and what is read again
 
 def traces_of(problems, results, row):
     """
@@ -123,3 +116,66 @@ def check(trace):
         if not 0 <= trace.get(key, 0) <= MOST:
             raise ValueError(f"{key} is a number from 0 to {MOST:.0e}, not {show(repr(trace[key]))}")
     return problem
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What there is to learn from them
+
+def imitated_lines(problem, completion, correct):
+    """
+    Which lines of a trace are worth imitating, a list of bool: of a correct one the steps that stand, `wait`s
+    and verdicts; of another the verdicts only. A last verdict that is false is not imitated.
+    """
+    standing, lines = set(standing_lines(problem, completion)), completion.split("\n")[:-1]
+    imitated = []
+    for number, line in enumerate(lines):
+        stands = line.startswith("wait") or number in standing
+        imitated.append(line in VERDICTS or correct and stands)
+    if lines and lines[-1] == ("?no" if correct else "?yes"):
+        imitated[-1] = False
+    return imitated
+
+
+def from_trace(trace):
+    """
+    A trace: the lines worth imitating are imitated, <|eos|> after a correct one. The value head learns the
+    labels of its lines, or without these the verdict, everywhere.
+    """
+    lines = trace["completion"].splitlines(keepends=True)
+    correct, values = trace["correct"], trace.get("values")
+    imitated = imitated_lines(parse_problem(trace["prompt"]), trace["completion"], correct)
+    imitated.append(False)                  # the last line may be cut off
+    everywhere = math.nan if values else float(correct)
+    ids, imitate, labels = [], [], [everywhere]
+    for number, line in enumerate(lines):
+        tokens = encode(line)
+        ids += tokens
+        imitate += [imitated[number]] * len(tokens)
+        labels += [everywhere] * len(tokens)
+        if values and line.endswith("\n") and values[number] is not None:
+            labels[-1] = values[number]     # of what stands when the line has ended
+    return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
+
+
+def traces_lesson(traces, args, step):
+    """(no problems, examples): traces in an order of their own, again from the start when all were seen."""
+    order = np.random.default_rng(args.seed).permutation(len(traces))
+    chosen = order.take(range(step * args.batch_size, (step + 1) * args.batch_size), mode="wrap")
+    return [], [from_trace(traces[i]) for i in chosen[args.rank::args.processes]]
+
+
+@torch.no_grad()
+def introduce_words(model, traces):
+    """
+    Words that the model has never had to write are some twenty nats less likely to it than any other, and to
+    undo that takes longer than most files of traces last. `?` and `wait` come where a text might end: let
+    them begin as likely as <|eos|>.
+    """
+    rows, words = model.lm_head.weight, set()                           # (V, C)
+    for trace in traces:
+        problem, lines = parse_problem(trace["prompt"]), trace["completion"].split("\n")
+        for line, imitated in zip(lines, imitated_lines(problem, trace["completion"], trace["correct"])):
+            words |= set(encode(line)) if imitated else set()
+    for word in words:
+        if torch.equal(rows[word], rows[-1]):                       # as the last id, which is no word at all
+            rows[word] = rows[EOS]

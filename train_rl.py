@@ -10,8 +10,9 @@ into an advantage for each token; (5) one or more optimizer steps on the policy 
 
 Advantages and losses stand in algorithms.py.
 
-RL alone sharpens: a single sample gets better, but the policy forgets what it found only now and then, and
-pass@16 falls. What slows that fall is to go on imitating the teacher beside the policy gradient
+Streams have a price: a reward that comes --half-life tokens later is worth half, so that the model learns to
+get there soon. RL alone sharpens: a single sample gets better, but what the policy found only now and then it
+forgets (of models of answers, pass@16 falls). To go on imitating the teacher as well slows that down
 (`--sft-coef`; the PPO-ptx of Ouyang et al. 2022).
 """
 import math
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from algorithms import ALGORITHMS, discounted, is_mixed, worth_learning
+from algorithms import ALGORITHMS, discounted_returns, is_mixed, worth_learning
 from checkpoint import load_checkpoint
 from optim import OPTIMIZERS, optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
@@ -87,7 +88,8 @@ def make_parser():
 def rollout(model, args, step, seconds):
     """
     Fresh problems, --samples completions of each, and their verdicts: what pack makes of them, with columns
-    old_logprobs and old_values (B, T) as the sampler saw them, and rewards (B,). Also what to imitate beside.
+    old_logprobs and old_values (B, T) as the sampler saw them, and rewards (B,). And the teacher's
+    completions of the same problems, to imitate as well.
     """
     device = model.wte.weight.device
     rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
@@ -181,7 +183,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     old_values = batch["old_values"]        # what the policy that sampled thought: for explained_variance
     if algorithm.uses_ratio:                # it must not see how the sampler rounds
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
-    batch["returns"] = discounted(batch, args)
+    batch["returns"] = discounted_returns(batch, args)
     batch["advantages"] = algorithm.advantages(batch, args) * batch["action"]
     generator, grad_norm = torch.Generator().manual_seed(seed), 0.0
     for _ in range(args.epochs):
@@ -298,7 +300,7 @@ def begin(args):
     else:
         source = args.init or os.path.join(args.out, "sft.pt")
         model, parent = load_checkpoint(source, device, needs=("flags", "tokens", "flops"))
-    choose_task(args, parent and parent["flags"])
+    choose_task(args, parent and parent["flags"])           # and args.streams: whether the model writes them
     if args.samples < 2:
         raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
     for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():

@@ -7,9 +7,9 @@ solutions, and learn to judge one's own.
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
 Each step shows fresh problems with what a teacher wrote for them, or some of the traces; the loss is on those
-tokens of the completions that are to be imitated. What streams show, and what of it is imitated, says
-streams.py; what worked solutions do, and how the value head learns from them, solutions.py. With streams it
-learns nothing here (RL teaches it a little).
+tokens of the completions that are to be imitated. streams.py says what streams show, and which of it is
+imitated; solutions.py does so for worked solutions, which teach the value head, too; traces.py for traces.
+From streams the value head learns nothing here (RL teaches it a little).
 """
 import math
 import signal
@@ -30,9 +30,9 @@ from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
-from traces import imitated_lines, read_traces
+from traces import introduce_words, read_traces, traces_lesson
 from trainer import Example, Run, add_run_flags, by_length, load_stopped, on_tokens, pack
-from verify import EOS, TASKS, encode, parse_problem
+from verify import TASKS, encode
 
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
 
@@ -84,34 +84,6 @@ def streams_lesson(args, step):
     rng = np.random.default_rng([args.seed, step, 0, args.rank])
     written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
     return [], [Example(encode(text.problem.prompt), text.ids, text.imitate) for text in written]
-
-
-def from_trace(trace):
-    """
-    A trace: the lines worth imitating are imitated, <|eos|> after a correct one. The value head learns the
-    labels of its lines, or without these the verdict, everywhere.
-    """
-    lines = trace["completion"].splitlines(keepends=True)
-    correct, values = trace["correct"], trace.get("values")
-    imitated = imitated_lines(parse_problem(trace["prompt"]), trace["completion"], correct)
-    imitated.append(False)                  # the last line may be cut off
-    everywhere = math.nan if values else float(correct)
-    ids, imitate, labels = [], [], [everywhere]
-    for number, line in enumerate(lines):
-        tokens = encode(line)
-        ids += tokens
-        imitate += [imitated[number]] * len(tokens)
-        labels += [everywhere] * len(tokens)
-        if values and line.endswith("\n") and values[number] is not None:
-            labels[-1] = values[number]     # of what stands when the line has ended
-    return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
-
-
-def traces_lesson(traces, args, step):
-    """(no problems, examples): traces in an order of their own, again from the start when all were seen."""
-    order = np.random.default_rng(args.seed).permutation(len(traces))
-    chosen = order.take(range(step * args.batch_size, (step + 1) * args.batch_size), mode="wrap")
-    return [], [from_trace(traces[i]) for i in chosen[args.rank::args.processes]]
 
 
 class Lessons(Dataset):
@@ -204,23 +176,6 @@ def gradient(model, batch, args):
             loss = loss + args.value_coef * value_loss
         loss.backward()
     return dict(zip(metrics, mean_over_processes(list(metrics.values()))))
-
-
-@torch.no_grad()
-def introduce_words(model, traces):
-    """
-    Words that the model has never had to write are some twenty nats less likely to it than any other, and to
-    undo that takes longer than most files of traces last. `?` and `wait` come where a text might end: let
-    them begin as likely as <|eos|>.
-    """
-    rows, words = model.lm_head.weight, set()                           # (V, C)
-    for trace in traces:
-        problem, lines = parse_problem(trace["prompt"]), trace["completion"].split("\n")
-        for line, imitated in zip(lines, imitated_lines(problem, trace["completion"], trace["correct"])):
-            words |= set(encode(line)) if imitated else set()
-    for word in words:
-        if torch.equal(rows[word], rows[-1]):                       # as the last id, which is no word at all
-            rows[word] = rows[EOS]
 
 
 def begin(args):

@@ -28,7 +28,7 @@ from sample import generate
 from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
 
-AT_ONCE = 2048                              # so many tokens at a time go through the model; changes no result
+TOKENS_AT_ONCE = 2048                       # so many go through the model at a time; changes no result
 SAVE_EVERY = 60                             # seconds, at most
 SHOWN = 10                                  # problems of which a sample is kept at each row of the table
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "samples", "optimizers")
@@ -109,7 +109,7 @@ def take(batch, rows):
     return {key: tensor[rows] for key, tensor in batch.items()}
 
 
-def by_length(batch, n_tokens=AT_ONCE):
+def by_length(batch, n_tokens=TOKENS_AT_ONCE):
     """
     (rows, what the batch holds of them) for some rows at a time, of like length and without the padding
     behind them: no more than n_tokens, padding included, unless a single row is longer.

@@ -139,7 +139,7 @@ class Search:
 
 
 @torch.no_grad()
-def start(model, problems, budget, scorer, max_tokens=None):
+def start_searches(model, problems, budget, scorer, max_tokens=None):
     """A store, and for each problem a search whose prompt it holds, all but the last token."""
     if scorer not in SCORERS:
         raise ValueError(f"no scorer {scorer!r}: there are {', '.join(SCORERS)}")
@@ -167,7 +167,7 @@ def write_lines(model, store, searches, nodes, branches):
     """Write each line greedily to its end. One batch for all: a list of Line."""
     texts = [node.ids + branch.begun for node, branch in zip(nodes, branches)]
     readable = model.config.block_size - max(map(len, texts)) - 1
-    # The branch's token counts
+    # One less: the branch's own token is paid for, too
     limits = [min(search.room, search.budget.left - 1, readable) for search in searches]
     cache = store.load(model, [branch.slots for branch in branches])
     samples = generate(model, texts, limits, 0.0, STOPS, n_top=3, read_last=True, cache=cache)
@@ -265,7 +265,7 @@ def beam(model, problems, budget, settings, scorer, width=None, n_candidates=Non
     score go on. The default width is as many solutions as the budget has room for; few cost so much, as they
     share beginnings. -> Results
     """
-    store, searches = start(model, problems, budget, scorer, settings.max_tokens)
+    store, searches = start_searches(model, problems, budget, scorer, settings.max_tokens)
     width = width or max(1, round(budget / settings.max_tokens))
     beams = [[search.root] for search in searches]
     while any(beams):
@@ -335,7 +335,7 @@ def mcts_searches(model, problems, budget, settings, scorer):
     All problems side by side: select, expand, evaluate, backup until the budget is spent. Returns each
     Search.
     """
-    store, searches = start(model, problems, budget, scorer, settings.max_tokens)
+    store, searches = start_searches(model, problems, budget, scorer, settings.max_tokens)
     while live := [search for search in searches if not search.over]:
         nodes = [select(search.root, settings.c_puct) for search in live]
         children = expand(model, store, live, nodes)    # expand evaluates too: a child comes with its value

@@ -10,8 +10,8 @@ since that was left, and so goes back to a problem that it restates; `?yes` or `
 verdict. A completion is judged by the steps that stand at its end.
 
 The verifier is safe to hand anything a model can write: nothing is ever passed to eval, a line is either
-matched by a regular expression that backtracks a bounded amount or walked through once, and time is linear in
-the text.
+matched by a regular expression that tries each character a bounded number of times or walked through once,
+and time is linear in the text.
 """
 import hashlib
 import re
@@ -203,7 +203,8 @@ def n_kept(problem, standing, line):
     if line == "wait":
         return len(standing) - 1
     task, text = TASKS[problem.task], line.removeprefix("wait ")
-    for n in range(len(standing) - 1, 0, -1):       # what is walked over is taken back: linear in the end
+    # Linear in the text: wrong steps are passed over, and few right ones can stand, as each leaves less
+    for n in range(len(standing) - 1, 0, -1):
         state = standing[n - 1].state
         if state is not None and task.names(problem, state, text):
             return n

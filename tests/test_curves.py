@@ -165,8 +165,8 @@ def test_a_base_without_checkpoint_is_made_again_if_a_run_needs_it(tmp_path):
 
 def test_gains_over_the_base_are_paired():
     """
-    Problems differ much, RL and its base on each of them little: so the interval is narrow. RL makes a problem
-    that is solved in 64 of 256 samples one of 128, and forgets one of four that were solved once.
+    Problems differ much, RL and its base on each of them little: so the interval is narrow. RL makes one in
+    four, solved by 64 of 256 samples, twice as easy, and forgets one in four, solved by one of them.
     """
     before, after = [0, 64, 1, 256] * 50, [0, 128, 0, 256] * 50
     rows = [{"kind": kind, "budget": budget, "seed": seed, "right": " ".join(map(str, right))}

@@ -325,7 +325,7 @@ def test_what_was_never_trained_on_is_noted(streaming, prompt, unlike):
 ])
 def test_what_cannot_be_is_told_in_one_line_before_the_search(base, tmp_path, flags, expected, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("tree.start", None)             # there is no search
+    monkeypatch.setattr("tree.start_searches", None)             # there is no search
     flags = [flag.replace("TMP", str(tmp_path)) for flag in flags]
     done = run_here("search.py", "--init", base, *flags)
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_rl
-from algorithms import ALGORITHMS, discounted
+from algorithms import ALGORITHMS, discounted_returns
 from model import GPT, GPTConfig
 from optim import make_optimizers
 from trainer import by_length, pack
@@ -45,7 +45,7 @@ def advantages_of(algo, rewards, values, action, **flags):
              "begins": action & (action.cumsum(1) == 1),
              "goes_on": torch.zeros(len(action), dtype=torch.bool)}
     args = with_flags(algo=algo, **flags)
-    batch["returns"] = discounted(batch, args)
+    batch["returns"] = discounted_returns(batch, args)
     return ALGORITHMS[algo].advantages(batch, args) * action
 
 
@@ -67,10 +67,10 @@ def test_a_reward_is_worth_half_a_half_life_later():
     action = (torch.arange(9) > 1).expand(2, 9)
     batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 9), "action": action,
              "begins": (torch.arange(9) == 2).expand(2, 9), "goes_on": torch.zeros(2, dtype=torch.bool)}
-    returns = discounted(batch, with_flags(half_life=3, samples=2))
+    returns = discounted_returns(batch, with_flags(half_life=3, samples=2))
     assert returns[:, 2:].tolist() == [pytest.approx([0.25, 0.5 ** (5 / 3), 0.5 ** (4 / 3), 0.5,
                                                       0.5 ** (2 / 3), 0.5 ** (1 / 3), 1.0]), [0.0] * 7]
-    undiscounted = discounted(batch, with_flags(half_life=None))
+    undiscounted = discounted_returns(batch, with_flags(half_life=None))
     assert undiscounted[:, 2:].tolist() == [[1.0] * 7, [0.0] * 7]
 
 
@@ -81,7 +81,7 @@ def test_an_attempt_is_credited_with_its_own_success():
     for cut in (False, True):
         batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 7), "action": action,
                  "begins": begins, "goes_on": torch.tensor([False, cut])}
-        returns = discounted(batch, with_flags(half_life=1, samples=2))
+        returns = discounted_returns(batch, with_flags(half_life=1, samples=2))
         # At five beginnings, three before success; two, 3 and 1 tokens before a cut, go on with the same
         anew = (1 / 32 + 1 / 8 + 1 / 4) / (5 - cut * (1 / 8 + 1 / 2))
         end = anew if cut else 0.0

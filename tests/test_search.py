@@ -21,7 +21,7 @@ from countdown import Countdown
 from model import GPT, GPTConfig
 from search import METHODS, Method, count_correct, fill_table, measure, run_method
 from traces import read_traces, traces_of, write_traces
-from tree import MIN_PROB, Branch, Node, backup, beam, expand, mcts, mcts_searches, select, start
+from tree import MIN_PROB, Branch, Node, backup, beam, expand, mcts, mcts_searches, select, start_searches
 from verify import ENCODING, EOS, NEWLINE, TASKS, encode, held_out_problems, parse_problem, split_of, verify
 
 PROBLEM = parse_problem("9 3 5 2>24")
@@ -272,7 +272,7 @@ def test_until_verified_counts_what_was_drawn(model, monkeypatch):
 
 def test_every_expansion_is_a_new_step_and_the_likeliest_first(model, monkeypatch):
     monkeypatch.setattr("tree.MIN_PROB", 1e-300)
-    store, (own,) = start(model, [PROBLEM], 10_000, "value")
+    store, (own,) = start_searches(model, [PROBLEM], 10_000, "value")
     first = expand(model, store, [own], [own.root])[0]
     ids = list(own.prompt)
     while ids[-1] not in (NEWLINE, EOS) or len(ids) == len(own.prompt):
@@ -318,7 +318,7 @@ def test_priors_and_values_of_a_tree_are_the_models(model, ends_soon):
 
 def test_what_the_policy_finds_absurd_is_not_tried(model):
     """Else a search whose value head errs goes on for ever below a step that cannot be finished."""
-    (store, (own,)), n_children = start(model, [PROBLEM], 10_000, "value"), 0
+    (store, (own,)), n_children = start_searches(model, [PROBLEM], 10_000, "value"), 0
     while own.root.branches and not own.root.closed:
         assert all(math.exp(-branch.cost) > MIN_PROB for branch in own.root.branches)
         child, = expand(model, store, [own], [own.root])
@@ -328,7 +328,7 @@ def test_what_the_policy_finds_absurd_is_not_tried(model):
 
 def test_shared_beginnings_are_paid_for_once(model, monkeypatch):
     monkeypatch.setattr("tree.MIN_PROB", 1e-300)
-    store, (own,) = start(model, [PROBLEM], 10_000, "value")
+    store, (own,) = start_searches(model, [PROBLEM], 10_000, "value")
     for _ in range(10):
         expand(model, store, [own], [own.root])
     n_prompt, children = len(own.prompt), own.root.children

@@ -15,8 +15,9 @@ import solutions
 import train_sft
 from model import GPT, GPTConfig
 from solutions import hard_part, honest, lesson, own_attempts, worked
-from traces import imitated_lines, read_traces, standing_lines, without_verdict, write_traces
-from train_sft import from_trace, gradient, introduce_words, learning_rate, make_batch, traces_lesson
+from traces import (from_trace, imitated_lines, introduce_words, read_traces, standing_lines, traces_lesson,
+                    without_verdict, write_traces)
+from train_sft import gradient, learning_rate, make_batch
 from trainer import Example, by_length
 from verify import EOS, PAD, decode, encode, held_out_problems, parse_problem, solve, verify
 
