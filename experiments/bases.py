@@ -5,24 +5,34 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     python -m experiments.bases --kind shots --task expression --level 2 --steps 1000 --out out/shots
     python -m experiments.bases --kind retries --out out/retries
     python -m experiments.bases --kind few --solutions 1000 --out out/few
+    python -m experiments.bases --kind states --init out/sft.pt --steps 400 --lr 1e-3 --out out/states
 
     direct     the answer alone, without a chain of thought (for tasks where the last line says it all)
     shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
     retries    half of the examples with random steps take them back, and a solution follows
     few        the same --solutions worked solutions again and again; random steps, which need no teacher, are
                fresh
+    states     beside the usual lesson, problems begun with random legal steps, four for each that is solved:
+               the value head learns whether one sample from there is right, or, with --label exact *,
+               whether they can be solved at all
+
+* is an oracle: enumeration.
 """
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
+import torch
 
 import train_sft
 from common import positive, run_script, whole
 from processes import share_of
+from sample import generate
 from solutions import arithmetic_only, draw_problems, lesson, lesson_on, stage, worked
 from trainer import Example, Run
-from verify import EOS, TASKS, encode, make_problems, random_steps
+from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps, state_value
+
+STATES = 4                                  # for each problem that is solved
 
 
 def answer(solution):
@@ -89,7 +99,28 @@ def few_lesson(args, step):
     return lesson_on([problems[i] for i in chosen], [solutions[i] for i in chosen], rng, args, step)
 
 
-LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson, "few": few_lesson}
+def states_lesson(run, args, step):
+    """The usual lesson; and of problems begun with random steps the value head learns what comes of them."""
+    problems, examples = lesson(args, step)
+    rng = np.random.default_rng([args.seed, step, 6, args.rank])
+    others, _ = make_problems(args.task, args.level, STATES * len(problems), rng)
+    begun = [random_steps(problem, rng.integers(1, problem.level - 1), rng)[0] for problem in others]
+    texts = [encode(problem.prompt + steps) for problem, steps in zip(others, begun)]
+    if args.label == "exact":
+        right = [state_value(problem, steps) for problem, steps in zip(others, begun)]
+    else:
+        generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
+        samples = generate(run.model, texts, args.max_tokens, stop_tokens=(EOS,), generator=generator)
+        run.count(0, sum(map(len, texts)) + int(samples.mask.sum()), 0, len(texts[0]))
+        ends = samples.finished((EOS,))
+        right = [ids is not None and is_correct(problem, encode(steps) + ids)
+                 for problem, steps, ids in zip(others, begun, ends)]
+    # One label, of what stands before <|eos|>
+    return problems, examples + [Example(ids, [EOS], [False], [float(r)]) for ids, r in zip(texts, right)]
+
+
+LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson, "few": few_lesson,
+           "states": states_lesson}
 
 
 def check_task(args):
@@ -98,6 +129,9 @@ def check_task(args):
     task = TASKS[args.task]
     if args.kind == "retries" and not task.enumerable:
         raise ValueError(f"--kind retries takes random steps back, and {args.task} cannot list its steps")
+    if args.kind == "states" and (not task.enumerable or args.level < 3):
+        raise ValueError("--kind states goes on behind random steps: not for "
+                         f"{args.task} at level {args.level}")
     if args.kind in ("direct", "shots") and task.answer("1\n2\n") != "2":
         raise ValueError(f"--kind {args.kind} is not for {args.task}: there every line is part of the answer")
     if args.data:
@@ -112,6 +146,8 @@ def main():
                         help="shots: solved examples (default 3)")
     parser.add_argument("--solutions", type=whole(1, 10 ** 7), default=1000, metavar="N",
                         help="few: worked solutions there are (default 1000)")
+    parser.add_argument("--label", default="outcome", choices=["outcome", "exact"],
+                        help="states: what the value head learns of them (default outcome)")
     args = parser.parse_args()
     with parser.errors():
         model, parent, stopped = train_sft.begin(args)
@@ -122,7 +158,11 @@ def main():
             shots = solved_examples(args, args.shots, np.random.default_rng(args.seed))
             run.prompts = [shots + prompt for prompt in run.prompts]
             run.check_room()
-    train_sft.train(args, run, LESSONS[args.kind])
+    shown = LESSONS[args.kind]
+    if args.kind == "states":
+        args.workers = 0                    # they are sampled from the model as it is at this step
+        shown = partial(shown, run)
+    train_sft.train(args, run, shown)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ them as scripts, at a very small size. They add to tables of the scripts, which 
 """
 import argparse
 import json
+from collections import Counter
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -17,7 +18,7 @@ from algorithms import ALGORITHMS
 from best_of_n import Sample
 from budget import Settings
 from checkpoint import load_checkpoint, save_checkpoint
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, to_device
 from optim import make_optimizers
 from sample import Samples
 from scripts import TABLES, TINY_RL, run, run_here, table, tiny_base
@@ -27,7 +28,7 @@ from trainer import pack
 from test_rl import fixed_batch
 from train_rl import forward
 from verify import (ENCODING, EOS, NEWLINE, TASKS, decode, encode, held_out_problems, parse_problem, solve,
-                    verify)
+                    state_value, verify)
 
 with ExitStack() as stack:
     BEFORE = [dict(entries) for entries in TABLES]
@@ -275,6 +276,34 @@ def test_a_few_solutions_are_shown_again_and_again():
     assert shown == set(few)
 
 
+@pytest.mark.parametrize("label", ["exact", "outcome"])
+def test_of_states_the_value_head_learns_what_comes_of_them(label):
+    """
+    Their labels are the exact values, or whether a sample from there is right; nothing of them is imitated.
+    """
+    of_countdown = {"task": "countdown", "level": 4, "max_tokens": 60, "label": label}
+    args = argparse.Namespace(**vars(LESSON) | of_countdown)
+    counted = []
+    run = argparse.Namespace(model=to_device(GPT(GPTConfig(n_layer=1)), torch.device("cpu")),
+                             count=lambda *numbers: counted.append(numbers))
+    problems, examples = bases.states_lesson(run, args, 500)
+    usual, states = examples[:len(problems)], examples[len(problems):]
+    assert usual == bases.lesson(args, 500)[1] and len(states) == bases.STATES * len(problems)
+    n_steps, labels = Counter(), []
+    for example in states:
+        prompt, steps = decode(example.prompt).split("\n", 1)
+        assert not any(example.imitate) and len(example.labels) == len(example.completion) == 1
+        n_steps[steps.count("\n")] += 1
+        labels.append(example.labels[0])
+        if label == "exact":
+            assert example.labels == [state_value(parse_problem(prompt), steps)]
+    assert set(n_steps) == {1, 2}
+    if label == "exact":
+        assert {0.0, 1.0} == set(labels) and not counted
+    else:                                   # a model that was never trained solves nothing
+        assert {0.0} == set(labels) and counted[0][1] > sum(len(example.prompt) for example in states)
+
+
 SMALL = ["--level", 1, "--depth", 1, "--steps", 20, "--log-every", 10, "--test-problems", 20,
          "--log-problems", 20]
 
@@ -287,14 +316,15 @@ def base_of(tmp_path_factory):
     def make(kind):
         if kind not in folders:
             folder = folders[kind] = tmp_path_factory.mktemp(kind)
-            more = ["--level", 3, "--max-tokens", 80] if kind == "retries" else ["--task", "expression"]
+            of_countdown = ["--level", 3, "--max-tokens", 80]
+            more = of_countdown if kind in ("retries", "states") else ["--task", "expression"]
             done = run("experiments.bases", "--kind", kind, *SMALL, *more, "--out", folder)
             assert done.returncode == 0, done.stderr
         return folders[kind]
     return make
 
 
-@pytest.mark.parametrize("kind", ["direct", "shots", "retries"])
+@pytest.mark.parametrize("kind", ["direct", "shots", "retries", "states"])
 def test_bases_run_and_log(base_of, kind):
     rows = table(base_of(kind) / "sft.csv")
     assert [row["step"] for row in rows] == ["10", "20"]
