@@ -68,15 +68,25 @@ def evaluate_streams(model, prompts, judge, max_new_tokens, stop_tokens, seed=0,
 
 
 @torch.no_grad()
-def value_auc(model, texts, labels, batch_size=1024):
-    """
-    P(the value head rates a text with label true above one with label false), half for ties: texts are lists
-    of token ids, the value at their last token counts. nan if all labels are the same.
-    """
+def values_of(model, texts, batch_size=1024):
+    """The value head's logit at the last token of each text, a list of token ids: a list."""
     values = []
     for i in range(0, len(texts), batch_size):
         idx, length = pad(texts[i:i + batch_size], model.wte.weight.device)
         values += model(idx)[1].gather(1, length[:, None] - 1)[:, 0].tolist()
+    return values
+
+
+def value_auc(model, texts, labels):
+    """
+    P(the value head rates a text with label true above one with label false), half for ties. nan if all
+    labels are the same.
+    """
+    return auc(values_of(model, texts), labels)
+
+
+def auc(values, labels):
+    """P(a value with label true is above one with label false), half for ties; nan if labels are the same."""
     values, labels = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
     better = values[labels][:, None] - values[~labels]                  # (positives, negatives)
     return ((better > 0) + 0.5 * (better == 0)).mean().item()

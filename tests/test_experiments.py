@@ -35,6 +35,7 @@ with ExitStack() as stack:
     for entries in TABLES:
         stack.enter_context(patch.dict(entries))
     from experiments import bases, judges, rewards
+    from experiments.values import calibration_rows, value_rows
     MORE = [{key: full[key] for key in full if key not in old} for full, old in zip(TABLES, BEFORE)]
 
 ARGS = argparse.Namespace(samples=2, lam=0.95, clip=0.2, epochs=1, minibatches=1, value_coef=0.5,
@@ -591,3 +592,31 @@ def test_sampling_benchmark():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tokens/s") == 4 == done.stdout.count("; no cache ")
     assert "peak memory" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the value head knows
+
+def test_values_are_held_against_enumeration(out, base_of, tmp_path):
+    """Of made-up values: one that is right about random steps, and says of own ones the wrong thing."""
+    problem = parse_problem("9 3 5 2>24")
+    good, bad = "9-5=4,3 2 4\n", "9+5=14,3 2 14\n"
+    labels = [state_value(problem, lines) for lines in (good, bad)]
+    assert labels == [True, False]
+    found = [(source, 1, problem, lines) for source in ("random", "own") for lines in (good, bad)]
+    rows = value_rows(found, [3.0, -3.0, -3.0, 3.0], labels * 2)
+    assert [(row["source"], row["steps"], row["states"], row["auc"]) for row in rows] == [
+        ("own", 1, 2, 0.0), ("random", 1, 2, 1.0)]
+    bins = calibration_rows(found, [3.0, -3.0, -3.0, 3.0], labels * 2)
+    assert [(row["source"], row["low"], row["states"], row["solvable"]) for row in bins] == [
+        ("random", 0.0, 1, 0.0), ("random", 0.9, 1, 1.0), ("own", 0.0, 1, 1.0), ("own", 0.9, 1, 0.0)]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in bins)
+    # And of a model, from the command line
+    base = base_of("states") / "sft.pt"
+    done = run("experiments.values", "--models", base, "--n-problems", 30, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    random, = [row for row in table(tmp_path / "values.csv") if row["source"] == "random"]
+    assert (random["steps"], random["states"]) == ("1", "30")
+    assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    refused = run_here("experiments.values", "--models", out / "sft.pt", "--out", tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "level" in refused.stderr
