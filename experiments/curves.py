@@ -97,7 +97,8 @@ def rl_runs(args):
             n_rl, n_sft = n_within(budget, RL_STEP), n_within(budget, SFT_STEP)
             about = {"budget": budget, "seed": seed}
             yield {"kind": "RL"} | about, [f"train_rl.py --steps {n_rl} {flags}", BEST_T], "rl.pt"
-            yield {"kind": "more SFT"} | about, [f"train_sft.py --steps {n_sft} {flags}", BEST_T], "sft.pt"
+            more = f"train_sft.py --lr 1e-3 --steps {n_sft} {flags}"    # at the base's it forgets much first
+            yield {"kind": "more SFT"} | about, [more, BEST_T], "sft.pt"
 
 
 def step_runs(args):

@@ -112,6 +112,9 @@ def draw_rl(figure, rows):
     draw_gains(right, rows, styles)
     left.set(xlabel="compute after the base (TFLOP)", ylabel="single samples that are right, %", xscale="log",
              title="gray: the base, at temperature 1 and at its best")
+    budgets = sorted({row["budget"] for row in rows} - {0})
+    left.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    left.minorticks_off()
     for axis in (left, right):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.2)
