@@ -77,12 +77,12 @@ def values_of(model, texts, batch_size=1024):
     return values
 
 
-def value_auc(model, texts, labels):
+def value_auc(model, texts, labels, batch_size=1024):
     """
     P(the value head rates a text with label true above one with label false), half for ties. nan if all
     labels are the same.
     """
-    return auc(values_of(model, texts), labels)
+    return auc(values_of(model, texts, batch_size), labels)
 
 
 def auc(values, labels):
