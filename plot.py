@@ -91,9 +91,10 @@ def draw_training(axis, folders):
 
 def before_rl(folders):
     """What one stream solved at the end of SFT: budgets, and the share that was solved within each."""
-    at_end = {folder: read([folder], "sft.csv")[-1] for folder in folders}
-    columns = [column for column in at_end[folders[0]] if column.startswith("within")]
-    shares = [sum(row[column] for row in at_end.values()) / len(at_end) for column in columns]
+    tables = [read([folder], "sft.csv") for folder in folders]
+    at_end = [table[-1] for table in tables if table]
+    columns = [column for column in at_end[0] if column.startswith("within")]
+    shares = [sum(row[column] for row in at_end) / len(at_end) for column in columns]
     return [int(column.removeprefix("within")) for column in columns], shares
 
 
