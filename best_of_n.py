@@ -12,7 +12,7 @@ from traces import without_verdict
 from verify import EOS, TASKS, decode, encode, verify
 
 ROWS = 4096                                 # samples drawn at once
-SAMPLES_AT_ONCE = 64                                # of them for one problem
+SAMPLES_AT_ONCE = 64                        # of them for one problem
 
 
 @dataclass

@@ -63,6 +63,19 @@ def honest(problem, rng):
     return Example(encode(problem.prompt), ids + [EOS], follows + [True], [label] * (len(ids) + 1))
 
 
+def outcomes(model, problems, begun, args, rng):
+    """
+    One completion of the model's own for each problem, behind the token ids that it was begun with: what was
+    read, what was written, and whether the whole is right, three lists.
+    """
+    starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
+    generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
+    samples = generate(model, starts, args.max_tokens, stop_tokens=(EOS,), generator=generator)
+    right = [ended is not None and is_correct(problem, lines + ended)
+             for problem, lines, ended in zip(problems, begun, samples.finished((EOS,)))]
+    return starts, samples.completions(), right
+
+
 def own_attempts(model, problems, args, step):
     """
     Where it is time for them, two completions of the model's own for each problem, of which one starts behind
@@ -78,15 +91,9 @@ def own_attempts(model, problems, args, step):
         return encode(random_steps(problem, n, rng)[0])
 
     begun = [[]] * len(problems) + [begin(problem) for problem in problems]
-    problems = problems * 2
-    starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
-    generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
-    samples = generate(model, starts, args.max_tokens, stop_tokens=(EOS,), generator=generator)
-    examples = []
-    for i, (ids, ended) in enumerate(zip(samples.completions(), samples.finished((EOS,)))):
-        label = float(ended is not None and is_correct(problems[i], begun[i] + ended))
-        examples.append(Example(starts[i], ids, [False] * len(ids), [label] * len(ids)))
-    return examples
+    attempts = zip(*outcomes(model, problems * 2, begun, args, rng))
+    return [Example(start, ids, [False] * len(ids), [float(right)] * len(ids))
+            for start, ids, right in attempts]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -22,15 +22,13 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
-import torch
 
 import train_sft
 from common import positive, run_script, whole
 from processes import share_of
-from sample import generate
-from solutions import arithmetic_only, draw_problems, lesson, lesson_on, stage, worked
+from solutions import arithmetic_only, draw_problems, lesson, lesson_on, outcomes, stage, worked
 from trainer import Example, Run
-from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps, state_value
+from verify import EOS, TASKS, encode, make_problems, random_steps, state_value
 
 STATES = 4                                  # for each problem that is solved
 
@@ -105,16 +103,12 @@ def states_lesson(run, args, step):
     rng = np.random.default_rng([args.seed, step, 6, args.rank])
     others, _ = make_problems(args.task, args.level, STATES * len(problems), rng)
     begun = [random_steps(problem, rng.integers(1, problem.level - 1), rng)[0] for problem in others]
-    texts = [encode(problem.prompt + steps) for problem, steps in zip(others, begun)]
     if args.label == "exact":
+        texts = [encode(problem.prompt + steps) for problem, steps in zip(others, begun)]
         right = [state_value(problem, steps) for problem, steps in zip(others, begun)]
     else:
-        generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
-        samples = generate(run.model, texts, args.max_tokens, stop_tokens=(EOS,), generator=generator)
-        run.count(0, sum(map(len, texts)) + int(samples.mask.sum()), 0, len(texts[0]))
-        ends = samples.finished((EOS,))
-        right = [ids is not None and is_correct(problem, encode(steps) + ids)
-                 for problem, steps, ids in zip(others, begun, ends)]
+        texts, written, right = outcomes(run.model, others, [encode(steps) for steps in begun], args, rng)
+        run.count(0, sum(map(len, texts + written)), 0, len(texts[0]))
     # One label, of what stands before <|eos|>
     return problems, examples + [Example(ids, [EOS], [False], [float(r)]) for ids, r in zip(texts, right)]
 

@@ -109,6 +109,8 @@ def gains(rows, ks, n_samples, n_draws=1000):
     """
     right = {(row["kind"], row["budget"], row["seed"]): np.array(str(row["right"]).split(), dtype=int)
              for row in rows}               # (problems,), of n_samples how many are right
+    # What each such number comes to
+    passes = {k: np.array([pass_at_k(n_samples, n, k) for n in range(n_samples + 1)]) for k in ks}
     seeds_of, rng, table = {}, np.random.default_rng(0), []
     for kind, budget, seed in right:
         if kind != "base" and ("base", 0, seed) in right:
@@ -120,8 +122,7 @@ def gains(rows, ks, n_samples, n_draws=1000):
         drawn = (rng.integers(n_seeds, size=(n_draws, n_seeds, 1)),
                  rng.integers(n_problems, size=(n_draws, 1, n_problems)))
         for k in ks:
-            passes = np.array([pass_at_k(n_samples, n_right, k) for n_right in range(n_samples + 1)])
-            gain = passes[after] - passes[before]
+            gain = passes[k][after] - passes[k][before]
             low, high = np.percentile(gain[drawn].mean((1, 2)), (2.5, 97.5))
             table.append({"kind": kind, "budget": budget, "k": k, "gain": gain.mean(),
                           "low": low, "high": high})

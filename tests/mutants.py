@@ -118,7 +118,7 @@ MUTANTS = [
            "wrong traces are imitated"),
     Mutant("traces.py", "labels[-1] = values[number]", "labels[-len(tokens) - 1] = values[number]",
            "the label of a line stands before it"),
-    Mutant("solutions.py", "is_correct(problems[i], begun[i] + ended)", "is_correct(problems[i], ended)",
+    Mutant("solutions.py", "is_correct(problem, lines + ended)", "is_correct(problem, ended)",
            "an attempt is judged without its beginning"),
     Mutant("train_sft.py", "loss = loss / max(1, n_imitated)", "loss = loss / max(1, (targets >= 0).sum())",
            "a mean of means: a part of the batch with few tokens counts as much as others"),
