@@ -16,6 +16,8 @@ A file of traces comes in, another goes out. What is written into it (`--write`)
                       first wrong turn, from there a sample of the model's own that is right, and ?yes
     mended *          streams up to where they first leave what they could have solved, and from there the
                       solver's solution; failed ones that were never there are left out
+    searched          for each problem that was solved one stream: what a search tried, in its order, up to
+                      the first that is right, `wait` and the problem behind each of the others
 
 and what the value head is to learn at each line (`--label`), a process reward model's labels:
 
@@ -207,6 +209,20 @@ def write_mended(traces):
     return found
 
 
+def write_searched(traces):
+    """For each problem all attempts up to the first that is right, in one stream; others are left out."""
+    attempts = defaultdict(list)
+    for trace in traces:
+        attempts[trace["prompt"]].append(trace)
+    found = []
+    for prompt, tried in attempts.items():
+        right = next((i for i, trace in enumerate(tried) if trace["correct"]), None)
+        if right is not None:
+            completions = [trace["completion"] for trace in tried[:right + 1]]
+            found.append(new_trace(tried[0], f"wait {prompt}".join(completions)))
+    return [trace for trace in found if trace["correct"]]
+
+
 def label(model, traces, how, n_samples, max_tokens, rng):
     """
     Add values: for each line the share of rollouts from there that are right, or whether it can still be
@@ -239,7 +255,7 @@ def parse_args():
                         help="traces, as search.py --save writes them (default out/found.jsonl)")
     parser.add_argument("--save", metavar="FILE", default="out/traces.jsonl",
                         help="where the new ones go (default out/traces.jsonl)")
-    kinds = ["attempts", "verdicts", "composites", "continuations", "mended"]
+    kinds = ["attempts", "verdicts", "composites", "continuations", "mended", "searched"]
     parser.add_argument("--write", default="attempts", choices=kinds,
                         help="what to write of them (default attempts: as they are)")
     parser.add_argument("--label", default="given", choices=["given", "rollouts", "exact"],
@@ -272,6 +288,8 @@ def main():
         traces = write_composites(traces, rng)
     elif args.write == "mended":
         traces = write_mended(traces)
+    elif args.write == "searched":
+        traces = write_searched(traces)
     elif args.write == "continuations":
         traces, n_tokens = write_continuations(model, traces, args.samples, max_tokens, rng)
     if args.label != "given":

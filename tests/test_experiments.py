@@ -35,6 +35,7 @@ with ExitStack() as stack:
     for entries in TABLES:
         stack.enter_context(patch.dict(entries))
     from experiments import bases, judges, rewards
+    from experiments.deeper import deeper
     from experiments.values import calibration_rows, value_rows
     MORE = [{key: full[key] for key in full if key not in old} for full, old in zip(TABLES, BEFORE)]
 
@@ -61,9 +62,9 @@ def with_flags(**flags):
     return argparse.Namespace(**vars(ARGS) | flags)
 
 
-def random_model(seed=0, kind=GPT):
+def random_model(seed=0, kind=GPT, n_layer=1):
     torch.manual_seed(seed)
-    model = kind(GPTConfig(n_layer=1, n_head=2, n_embd=32)).double()
+    model = kind(GPTConfig(n_layer=n_layer, n_head=2, n_embd=32)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -374,6 +375,38 @@ def test_a_base_is_resumed_by_the_flags_that_ctrl_c_names(base_of, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in table(tmp_path / "sft.csv")] == ["10", "20", "22"]
     assert load_checkpoint(tmp_path / "sft.pt")[1]["flags"]["kind"] == "direct"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Deeper models
+
+@pytest.mark.parametrize("n_new", [1, 2, 3])
+def test_a_deeper_model_says_the_same_and_can_learn_more(n_new):
+    shallow = random_model(n_layer=3)
+    deep = deeper(shallow, n_new)
+    idx = torch.randint(1, 30, (2, 40), generator=torch.Generator().manual_seed(0))
+    for was, now in zip(shallow(idx), deep(idx)):
+        assert torch.equal(was, now)
+    assert deep.config.n_layer == 3 + n_new
+    is_new = [not block.mlp.proj.weight.any() for block in deep.blocks]
+    assert is_new == [False, True] * n_new + [False] * (3 - n_new)
+    logits, _ = deep(idx)
+    logits.logsumexp(-1).sum().backward()
+    for block in deep.blocks:
+        assert block.mlp.proj.weight.grad.any() and block.attn.proj.weight.grad.any()
+
+
+def test_a_checkpoint_is_made_deeper_and_trained_on(out, tmp_path):
+    done = run_here("experiments.deeper", "--init", out / "sft.pt", "--layers", 1, "--out", tmp_path)
+    assert "deeper.pt" in done.stdout and done.returncode == 0, done.stderr
+    model, checkpoint = load_checkpoint(tmp_path / "deeper.pt")
+    shallow, parent = load_checkpoint(out / "sft.pt")
+    assert model.config.n_layer == shallow.config.n_layer + 1 and checkpoint["flops"] == parent["flops"]
+    done = run_here("train_sft.py", "--init", tmp_path / "deeper.pt", "--steps", 2, "--batch-size", 8,
+                    "--log-problems", 4, "--test-problems", 4, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run_here("experiments.deeper", "--init", out / "sft.pt", "--layers", 9, "--out", tmp_path)
+    assert done.returncode == 2 and "--layers 9" in done.stderr and "Traceback" not in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from experiments import rewrite
 from experiments.rewrite import (first_wrong_turn, label, sample_ends, write_composites,
-                                 write_continuations, write_mended, write_verdicts)
+                                 write_continuations, write_mended, write_searched, write_verdicts)
 from scripts import run_here
 from traces import read_traces
 from verify import EOS, encode, parse_problem, state_value, verify
@@ -104,6 +104,18 @@ def test_streams_are_mended_where_they_leave_what_could_be_solved(stream, expect
     found = write_mended([trace(RIGHT), trace(stream)])
     assert texts(found) == [RIGHT] + [expected] * (expected is not None)
     assert all(new["correct"] for new in found)
+
+
+def test_what_a_search_tried_becomes_one_stream():
+    """In its order, up to the first that is right; nothing where none is, or reading stopped before it."""
+    unsolved, unread = "1 2 3 4>24\n", "9 5 3 2>24\n"
+    tried = [trace(DEAD_END), trace(DEAD_END, unsolved), trace(SHORT, "98 11>87\n"), trace(LIE), trace(RIGHT),
+             trace(TURN), trace("wait\n", unread), trace(RIGHT, unread)]
+    found = write_searched(tried)
+    back = "wait 9 3 5 2>24\n"
+    assert texts(found) == [DEAD_END + back + LIE + back + RIGHT, SHORT]
+    assert all(new["correct"] for new in found)
+    assert found[0]["values"] == [0.0] * 3 + [None] + [0.0] * 3 + [None] + [1.0] * 3
 
 
 def test_continuations_go_on_from_the_first_wrong_turn(attempts, monkeypatch, rng):

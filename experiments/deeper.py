@@ -1,0 +1,58 @@
+"""
+Make a trained model deeper without changing what it says (Net2Net: Chen et al. 2016, 1511.05641).
+
+    python -m experiments.deeper                    # out/rl.pt -> out/deeper.pt, with two layers more
+    python train_sft.py --init out/deeper.pt --streams --lr 2e-3 --out out/deep
+
+The new layers stand between the old ones. The matrices by which they add to the residual stream are zero, as
+those of every new model are, so at first they add nothing; training goes on from what was learnt already.
+"""
+import os
+from dataclasses import replace
+
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, open_folder, run_script, whole
+
+import torch
+
+from checkpoint import load_checkpoint, save_checkpoint
+from model import GPT
+
+
+def deeper(model, n_new):
+    """A model with a new layer behind each of the first n_new ones, and the same logits and values."""
+    config = replace(model.config, n_layer=model.config.n_layer + n_new)
+    deep = GPT(config).to(model.lm_head.weight)
+    blocks = iter(model.blocks)
+    for i, block in enumerate(deep.blocks):
+        is_new = i % 2 and i < 2 * n_new
+        if not is_new:
+            block.load_state_dict(next(blocks).state_dict())
+    others = {name: weight for name, weight in model.state_dict().items() if not name.startswith("blocks.")}
+    deep.load_state_dict(others, strict=False)
+    return deep
+
+
+def main():
+    parser = Parser(description="Make a trained model deeper without changing what it says.")
+    parser.add_argument("--layers", type=whole(1, 32), default=2, metavar="N",
+                        help="new layers, one behind each of the first N old ones (default 2)")
+    parser.shared("--init", "--out", "--seed", init="out/rl.pt")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    with parser.errors():
+        model, parent = load_checkpoint(args.init, needs=("flags", "tokens", "flops"))
+        if args.layers > model.config.n_layer:
+            raise ValueError(f"--layers {args.layers}: {args.init} has {model.config.n_layer} layers, and "
+                             "each is followed by one new layer at most")
+    open_folder(args.out, "deeper.pt")
+    deep = deeper(model, args.layers)
+    path = os.path.join(args.out, "deeper.pt")
+    kept = {name: parent[name] for name in ("flags", "tokens", "flops")}
+    save_checkpoint(path, deep, step=0, **kept)
+    n_weights = sum(weight.numel() for weight in deep.parameters())
+    print(f"wrote {path}: {deep.config.n_layer} layers, {n_weights:,} weights")
+
+
+if __name__ == "__main__":
+    run_script(main)
