@@ -35,6 +35,7 @@ with ExitStack() as stack:
     for entries in TABLES:
         stack.enter_context(patch.dict(entries))
     from experiments import bases, judges, rewards
+    from experiments import coverage
     from experiments.deeper import deeper
     from experiments.values import calibration_rows, value_rows
     MORE = [{key: full[key] for key in full if key not in old} for full, old in zip(TABLES, BEFORE)]
@@ -375,6 +376,49 @@ def test_a_base_is_resumed_by_the_flags_that_ctrl_c_names(base_of, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in table(tmp_path / "sft.csv")] == ["10", "20", "22"]
     assert load_checkpoint(tmp_path / "sft.pt")[1]["flags"]["kind"] == "direct"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Coverage
+
+def test_a_power_law_is_found_and_continued():
+    a, b = coverage.power_law([1, 2, 4, 8], [np.exp(-0.7 * k ** -0.3) for k in (1, 2, 4, 8)])
+    assert (a, b) == pytest.approx((0.7, 0.3))
+    a, b = coverage.power_law([1, 2, 4, 8], [np.exp(-0.7), np.exp(-0.35), 1.0, 0.0])        # two have no log
+    assert (a, b) == pytest.approx((0.7, 1.0))
+
+
+def test_coverage_and_choice_by_hand():
+    """
+    Two problems, four samples each. Of the first half are right, and rated higher; of the second one, which
+    is rated lowest and outvoted.
+    """
+    problems = [SHORT, parse_problem("98 12>86")]
+    right, wrong = ["98-11=87,87\n", "98-12=86,86\n"], ["98+11=109,109\n", "98+12=110,110\n"]
+
+    def samples(i, *values):
+        return [Sample(right[i] if value > 0 else wrong[i], abs(value), 5, True) for value in values]
+    drawn = [samples(0, 0.9, -0.1, 0.8, -0.2), samples(1, -0.5, -0.4, 0.3, -0.6)]
+    assert coverage.coverage(problems, drawn, [1, 2, 4]) == pytest.approx([3 / 8, (5 / 6 + 1 / 2) / 2, 1])
+    votes = [[coverage.chosen(problems, drawn, k, choose) for k in (1, 2, 4)]
+             for choose in coverage.CHOOSERS.values()]
+    assert votes[1:] == [[3 / 8, 2 / 4, 1 / 2]] * 2
+    assert votes[0][0] == 3 / 8 and votes[0][2] == 1 / 2                # a tie is won by who came first
+    rows = coverage.measure(problems, drawn)
+    assert [row["k"] for row in rows] == [1, 2, 4] * 5
+    assert {row["how"] for row in rows} == set(coverage.LOOKS)
+
+
+def test_coverage_is_measured_and_drawn(out, tmp_path):
+    flags = "--models", out / "sft.pt", "--n-problems", 5, "--out", tmp_path
+    done = run_here("experiments.coverage", *flags, "--samples", 6)
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path / "coverage.csv")
+    assert (tmp_path / "coverage.png").exists() and len(rows) == 15 and "4 samples" in done.stdout
+    shares = [float(row["accuracy"]) for row in rows if row["how"] == "coverage"]
+    assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1
+    shipped = run_here("experiments.coverage", "--models", "results/model.pt", "--out", tmp_path)
+    assert shipped.returncode == 2 and "streams" in shipped.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------
