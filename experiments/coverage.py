@@ -11,11 +11,12 @@ other half is predicted. The other rows choose one of k samples, without the ver
 vote in which each counts as much as the value head thinks of it, or the one that it thinks most of; each is
 the mean over up to 16 disjoint groups of k samples.
 """
+import math
 import os
 from functools import partial
 
 # First, so that Ctrl-C while torch is imported ends quietly
-from common import Parser, choose_device, open_folder, positive, run_script, save_table, whole
+from common import Parser, open_folder, run_script, save_table, whole
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from best_of_n import best_of_n, draw, score, vote
 from budget import Settings
-from checkpoint import load_checkpoint
+from experiments.values import read_flags
 from metrics import pass_at_k, wilson
 from plot import save_figure
 from search import count_correct
@@ -60,8 +61,13 @@ def coverage(problems, drawn, ks):
 
 
 def power_law(ks, shares):
-    """(a, b) of log(share) = -a k^-b, by least squares of the logarithms of minus both sides."""
+    """
+    (a, b) of log(share) = -a k^-b, by least squares of the logarithms of minus both sides; nan if fewer than
+    two shares lie between 0 and 1.
+    """
     known = [(np.log(k), np.log(-np.log(share))) for k, share in zip(ks, shares) if 0 < share < 1]
+    if len(known) < 2:
+        return math.nan, math.nan
     slope, intercept = np.polyfit(*zip(*known), 1)
     return float(np.exp(intercept)), float(-slope)
 
@@ -113,24 +119,15 @@ def draw_curves(rows, path):
     save_figure(figure, path)
 
 
+def unfit(flags):
+    return "writes streams, of which one is sampled: experiments/streams.py" if flags.get("streams") else ""
+
+
 def main():
     parser = Parser(description="How far repeated sampling goes, and what is left of it without a verifier.")
-    parser.add_argument("--models", nargs="+", default=["out/sft.pt"], metavar="FILE",
-                        help="checkpoints of worked solutions (default out/sft.pt)")
     parser.add_argument("--samples", type=whole(4, 2 ** 20), default=256, metavar="N",
                         help="samples of each problem (default 256)")
-    parser.add_argument("--n-problems", type=positive, default=500, metavar="N",
-                        help="how many (default 500)")
-    parser.shared("--split", "--out", "--device", "--seed")
-    args = parser.parse_args()
-    loaded = []
-    with parser.errors():
-        for path in args.models:
-            model, checkpoint = load_checkpoint(path, choose_device(args.device), needs=("flags",))
-            flags = checkpoint["flags"]
-            if flags.get("streams"):
-                raise ValueError(f"{path} writes streams, of which one is sampled: experiments/streams.py")
-            loaded.append((path, model, flags))
+    args, loaded = read_flags(parser, 500, unfit)
     open_folder(args.out, "coverage.csv", "coverage.png")
     table = []
     for path, model, flags in loaded:

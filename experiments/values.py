@@ -88,23 +88,37 @@ def draw(rows, path):
     save_figure(figure, path)
 
 
-def main():
-    parser = Parser(description="What the value head knows, held against enumeration.")
+def read_flags(parser, n_problems, unfit):
+    """
+    The flags of an experiment that compares models, with the models: (args, [(path, model, flags of its
+    run)]). unfit(flags) says why a model cannot be measured, "" if it can.
+    """
     parser.add_argument("--models", nargs="+", default=["out/sft.pt"], metavar="FILE",
                         help="checkpoints to compare (default out/sft.pt)")
-    parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",
-                        help="problems whose partial solutions are valued (default 1000)")
+    parser.add_argument("--n-problems", type=positive, default=n_problems, metavar="N",
+                        help=f"how many (default {n_problems})")
     parser.shared("--split", "--out", "--device", "--seed")
-    args = parser.parse_args()
-    loaded = []
+    args, loaded = parser.parse_args(), []
     with parser.errors():
         for path in args.models:
             model, checkpoint = load_checkpoint(path, choose_device(args.device), needs=("flags",))
-            flags = checkpoint["flags"]
-            if not TASKS[flags["task"]].enumerable or flags["level"] < 3:
-                raise ValueError(f"{path} is for {flags['task']} at level {flags['level']}: there are no "
-                                 "partial solutions there whose value is known")
-            loaded.append((path, model, flags))
+            reason = unfit(checkpoint["flags"])
+            if reason:
+                raise ValueError(f"{path} {reason}")
+            loaded.append((path, model, checkpoint["flags"]))
+    return args, loaded
+
+
+def unfit(flags):
+    if TASKS[flags["task"]].enumerable and flags["level"] >= 3:
+        return ""
+    return (f"is for {flags['task']} at level {flags['level']}: there are no partial solutions there whose "
+            "value is known")
+
+
+def main():
+    parser = Parser(description="What the value head knows, held against enumeration.")
+    args, loaded = read_flags(parser, 1000, unfit)
     open_folder(args.out, "values.csv", "calibration.csv", "calibration.png")
     table, calibration = [], []
     for path, model, flags in loaded:

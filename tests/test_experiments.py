@@ -34,8 +34,7 @@ with ExitStack() as stack:
     BEFORE = [dict(entries) for entries in TABLES]
     for entries in TABLES:
         stack.enter_context(patch.dict(entries))
-    from experiments import bases, judges, rewards
-    from experiments import coverage
+    from experiments import bases, coverage, judges, rewards
     from experiments.deeper import deeper
     from experiments.values import calibration_rows, value_rows
     MORE = [{key: full[key] for key in full if key not in old} for full, old in zip(TABLES, BEFORE)]
@@ -386,6 +385,7 @@ def test_a_power_law_is_found_and_continued():
     assert (a, b) == pytest.approx((0.7, 0.3))
     a, b = coverage.power_law([1, 2, 4, 8], [np.exp(-0.7), np.exp(-0.35), 1.0, 0.0])        # two have no log
     assert (a, b) == pytest.approx((0.7, 1.0))
+    assert np.isnan(coverage.power_law([1, 2, 4], [0.5, 1.0, 1.0])).all()   # one point is no line
 
 
 def test_coverage_and_choice_by_hand():
