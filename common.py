@@ -127,11 +127,12 @@ def choose_task(args, trained=None):
     same_task = trained if args.task == trained.get("task") else {}
     args.level = args.level or same_task.get("level") or get_task(args.task).default_level
     task = get_task(args.task, args.level)
-    same_level = same_task if args.level == same_task.get("level") else {}
     if args.streams is None:
         args.streams = trained.get("streams", False) if trained else task.stream_tokens(args.level) > 0
     room = task.stream_tokens(args.level) if args.streams else task.max_tokens(args.level)
-    args.max_tokens = args.max_tokens or same_level.get("max_tokens", room)
+    if args.level == same_task.get("level") and args.streams == trained.get("streams", False):
+        room = same_task.get("max_tokens", room)
+    args.max_tokens = args.max_tokens or room
 
 
 def choose_device(name="auto"):

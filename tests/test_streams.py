@@ -324,6 +324,12 @@ def test_a_model_goes_on_with_what_it_writes():
         assert args.streams == streams and args.max_tokens == 77
 
 
+def test_a_model_of_streams_that_learns_answers_needs_room_for_answers():
+    args = make_parser().parse_args(["--no-streams"])
+    choose_task(args, {"task": "countdown", "level": 3, "streams": True, "max_tokens": 512})
+    assert not args.streams and args.max_tokens == TASK.max_tokens(3)
+
+
 def test_streams_need_enough_of_a_batch(tmp_path):
     done = run_here("train_sft.py", "--streams", "--level", 4, "--batch-size", 4, "--out", tmp_path)
     assert done.returncode == 2 and f"--batch-size 4: streams need {STREAM}" in done.stderr
