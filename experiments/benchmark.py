@@ -29,19 +29,25 @@ def without_cache(model, prompts, n):
         idx = torch.cat((idx, tokens[:, None]), dim=1)
 
 
-def hugging_face(config, device, n_positions, dtype=torch.float32, attention="sdpa", activation="gelu_new"):
-    """GPT-2 of the same shape: a function that samples with its `generate`."""
+def gpt2(config, device, n_positions, dtype=torch.float32, attention="sdpa", activation="gelu_new"):
+    """Hugging Face's GPT-2 of the same shape, with random weights. ImportError where it is not installed."""
     import transformers
     transformers.logging.set_verbosity_error()
     settings = transformers.GPT2Config(
         vocab_size=config.vocab_size, n_positions=n_positions, n_embd=config.n_embd, n_layer=config.n_layer,
         n_head=config.n_head, activation_function=activation,
         bos_token_id=0, eos_token_id=None, pad_token_id=0)
-    gpt2 = transformers.GPT2LMHeadModel._from_config(settings, attn_implementation=attention)
-    gpt2 = gpt2.eval().to(device, dtype)
+    model = transformers.GPT2LMHeadModel._from_config(settings, attn_implementation=attention)
+    return model.eval().to(device, dtype)
+
+
+def hugging_face(*settings):
+    """A function that samples with `generate` of a gpt2."""
+    model = gpt2(*settings)
 
     def run(prompts, n):
-        gpt2.generate(torch.tensor(prompts, device=device), max_new_tokens=n, do_sample=True, top_k=0)
+        idx = torch.tensor(prompts, device=model.device)
+        model.generate(idx, max_new_tokens=n, do_sample=True, top_k=0)
     return run
 
 

@@ -671,6 +671,16 @@ def test_sampling_benchmark():
     assert "peak memory" in done.stdout
 
 
+def test_speed_of_an_rl_step():
+    flags = ["--prompts", 2, "--new-tokens", 4, "--repeats", 1, "--device", "cpu"]
+    done = run("experiments.rl_speed", *flags, "--compare")
+    assert done.returncode == 0, done.stderr
+    assert "train_rl.py: 16 completions of 4 tokens in " in done.stdout
+    assert "TRL: 16 completions" in done.stdout or "trl is not installed" in done.stdout
+    done = run("experiments.rl_speed", *flags, "--rows", 3)
+    assert done.returncode == 2 and "--rows 3 does not divide the 16 completions" in done.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------
 # What the value head knows
 
