@@ -138,7 +138,7 @@ def parse_args():
     parser.add_argument("--repeats", type=positive, default=5, metavar="N",
                         help="runs of each, in turn; the median counts (default 5)")
     parser.add_argument("--compare", action="store_true",
-                        help="beside Hugging Face generate, if there, and for short texts a loop without cache")
+                        help="beside Hugging Face generate, if there, and for short texts no cache")
     parser.shared("--device", "--seed")
     return parser, parser.parse_args()
 
