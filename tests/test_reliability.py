@@ -232,9 +232,17 @@ def test_weights_that_are_no_numbers_are_not_loaded(base, tmp_path, bad):
 # ------------------------------------------------------------------------------------------------------------
 # Signals
 
+@pytest.fixture
+def hangups():
+    """SIGHUP as a terminal has it: where the tests run under nohup, it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @POSIX
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_signals_save_as_ctrl_c_does(monkeypatch, capsys, tmp_path, name):
+def test_signals_save_as_ctrl_c_does(hangups, monkeypatch, capsys, tmp_path, name):
     """With rows far apart, a thousand steps were lost."""
     signum = getattr(signal, name)
     real, steps = train_sft.gradient, []
@@ -251,11 +259,10 @@ def test_signals_save_as_ctrl_c_does(monkeypatch, capsys, tmp_path, name):
 
 
 @POSIX
-def test_nohup_is_respected(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert signal.SIGHUP not in common.stop_signals()
-    signal.signal(signal.SIGHUP, before)
+def test_nohup_is_respected(hangups):
     assert signal.SIGHUP in common.stop_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in common.stop_signals()
 
 
 def test_a_checkpoint_is_saved_at_least_every_minute(monkeypatch, capsys, tmp_path):
