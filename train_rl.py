@@ -105,16 +105,22 @@ def rollout(model, args, step, seconds):
     with clock(seconds, "verifying"):
         completions, finished = samples.completions(), samples.finished((EOS,))
         rewards = [float(is_correct(problems[row // args.samples], ids)) for row, ids in enumerate(finished)]
-    batch = pack([prompt for prompt in prompts for _ in range(args.samples)], completions, device)
-    for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
-        batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
-        batch[key][batch["action"]] = column[samples.mask]
+    batch = pack_samples(prompts, samples, completions, args.samples, device)
     batch["rewards"] = torch.tensor(rewards, dtype=samples.values.dtype, device=device)
     if args.half_life:
         with clock(seconds, "verifying"):
             of_rows = [problem for problem in problems for _ in range(args.samples)]
             mark_attempts(batch, of_rows, completions, finished, args.streams)
     return batch, demos
+
+
+def pack_samples(prompts, samples, completions, n_samples, device):
+    """What pack makes of n_samples completions of each prompt; with old_logprobs and old_values (B, T)."""
+    batch = pack([prompt for prompt in prompts for _ in range(n_samples)], completions, device)
+    for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
+        batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
+        batch[key][batch["action"]] = column[samples.mask]
+    return batch
 
 
 def mark_attempts(batch, problems, completions, finished, streams):

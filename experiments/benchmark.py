@@ -37,7 +37,7 @@ def gpt2(config, device, n_positions, dtype=torch.float32, attention="sdpa", act
     transformers.logging.set_verbosity_error()
     settings = transformers.GPT2Config(
         vocab_size=config.vocab_size, n_positions=n_positions, n_embd=config.n_embd, n_layer=config.n_layer,
-        n_head=config.n_head, activation_function=activation,
+        n_head=config.n_head, activation_function=activation, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=0, eos_token_id=None, pad_token_id=0)
     model = transformers.GPT2LMHeadModel._from_config(settings, attn_implementation=attention)
     return model.eval().to(device, dtype)

@@ -22,7 +22,6 @@ from experiments.benchmark import gpt2
 from model import GPT, GPTConfig, to_device
 from optim import make_optimizers
 from sample import generate
-from trainer import pack
 
 SAMPLES = 8                                 # completions of each prompt
 PROMPT_TOKENS = 13
@@ -33,17 +32,13 @@ def ours(prompts, args, device):
     model = to_device(GPT(GPTConfig.from_depth(3)), device)
     rl = train_rl.make_parser().parse_args("--half-life 0 --sft-coef 0 --epochs 1 --minibatches 1".split())
     optimizers = make_optimizers(model, rl.lr, rl.optimizer)
-    rows = [prompt for prompt in prompts for _ in range(SAMPLES)]
     seconds, sampling = [], []
     for seed in range(args.repeats + 1):
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
         samples = generate(model, prompts, args.new_tokens, 1.0, (), generator, SAMPLES)
-        batch = pack(rows, samples.completions(), device)
-        for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
-            batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
-            batch[key][batch["action"]] = column[samples.mask]
-        batch["rewards"] = torch.randint(2, (len(rows),), device=device).to(samples.values.dtype)
+        batch = train_rl.pack_samples(prompts, samples, samples.completions(), SAMPLES, device)
+        batch["rewards"] = torch.randint(2, (len(batch["idx"]),), device=device).to(samples.values.dtype)
         sampling.append(time.perf_counter() - start)
         train_rl.learn(model, optimizers, batch, None, rl, rl.lr, seed)
         seconds.append(time.perf_counter() - start)
@@ -62,7 +57,7 @@ def beside_trl(prompts, args, device):
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="pad"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="eos")
-    times, sampling = [time.perf_counter()], []
+    times, sampling = [], []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
@@ -90,7 +85,7 @@ def beside_trl(prompts, args, device):
         texts = [{"prompt": " ".join(f"t{token}" for token in prompt)} for prompt in prompts]
         trainer = Trainer(model, random_rewards, settings, Dataset.from_list(texts * (args.repeats + 1)),
                           processing_class=tokenizer, callbacks=[Clock()])
-        times[0] = time.perf_counter()
+        times.append(time.perf_counter())
         trainer.train()
     return [after - before for before, after in zip(times, times[1:])], sampling
 
@@ -118,7 +113,10 @@ def main():
     torch.manual_seed(args.seed)
     prompts = torch.randint(3, 36, (args.prompts, PROMPT_TOKENS)).tolist()
     n_tokens = args.prompts * SAMPLES * args.new_tokens
-    for name, contender in [("train_rl.py", ours), ("TRL", beside_trl)][:1 + args.compare]:
+    contenders = {"train_rl.py": ours}
+    if args.compare:
+        contenders["TRL"] = beside_trl
+    for name, contender in contenders.items():
         try:
             seconds, sampling = contender(prompts, args, device)
         except ImportError:
