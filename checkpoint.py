@@ -10,6 +10,7 @@ import torch
 
 from common import write_whole
 from model import GPT, GPTConfig, to_device
+from verify import VOCAB_SIZE
 
 KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "samples": list,
          "optimizers": list}
@@ -55,6 +56,8 @@ def load_checkpoint(path, device="cpu", needs=()):
         for name, most in LARGEST.items():
             if not 1 <= getattr(config, name) <= most:
                 raise ValueError(f"{name} is not from 1 to {most}")
+        if config.vocab_size != VOCAB_SIZE or config.n_embd % config.n_head:
+            raise ValueError("its vocabulary or its heads have another size")
         with torch.device("meta"):          # takes no memory, however much the config asks for
             shapes = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
         if shapes != {name: weight.shape for name, weight in weights.items()}:

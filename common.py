@@ -120,7 +120,7 @@ def choose_task(args, trained=None):
     """
     Fill in the task, level and max_tokens of a script's flags where they are not given: from a checkpoint's
     flags, `trained`, else the defaults; and whether its model writes streams, a new one where there are any.
-    ValueError if there is no such level.
+    ValueError if there is no such level, or none for a model of streams.
     """
     trained = trained or {}
     args.task = args.task or trained.get("task", DEFAULT_TASK)
@@ -129,6 +129,10 @@ def choose_task(args, trained=None):
     task = get_task(args.task, args.level)
     if args.streams is None:
         args.streams = trained.get("streams", False) if trained else task.stream_tokens(args.level) > 0
+    if args.streams and not task.stream_tokens(args.level):
+        raise ValueError(f"streams: not for {args.task} at level {args.level}, only where all steps can be "
+                         "listed, from level 3 on; a model of worked solutions (train_sft.py --no-streams) "
+                         "can do it")
     room = task.stream_tokens(args.level) if args.streams else task.max_tokens(args.level)
     if args.level == same_task.get("level") and args.streams == trained.get("streams", False):
         room = same_task.get("max_tokens", room)

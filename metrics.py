@@ -17,6 +17,11 @@ def pass_at_k(n, n_correct, k):
     return 1.0 - math.comb(n - n_correct, k) / math.comb(n, k)
 
 
+def mean_pass_at_k(n, counts, k):
+    """pass@k of several problems: the mean. counts: of the n samples of each, how many are correct."""
+    return sum(pass_at_k(n, n_correct, k) for n_correct in counts) / len(counts)
+
+
 def wilson(k, n, z=1.96):
     """The 95 % interval of a fraction k / n (Wilson 1927)."""
     p, z2 = k / n, z * z
@@ -46,7 +51,7 @@ def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, b
 
     greedy, sampled = count_correct(1, 0.0), count_correct(k, 1.0)
     return {"greedy": sum(greedy) / len(greedy), "sampled": sum(sampled) / len(sampled) / k,
-            f"pass{k}": sum(pass_at_k(k, c, k) for c in sampled) / len(sampled)}
+            f"pass{k}": mean_pass_at_k(k, sampled, k)}
 
 
 def evaluate_streams(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, batch_size=512):

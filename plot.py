@@ -68,14 +68,15 @@ def means(rows, keys, columns):
 
 def draw_training(axis, folders):
     tables = [read(folders, name) for name in ("sft.csv", "rl.csv")]
-    columns = [column for column in tables[0][0] if column in COLUMNS or column.startswith("within")]
+    columns = [column for column in tables[0][0] if column in COLUMNS or column.startswith("within")
+               if all(column in row for rows in tables for row in rows)]        # streams may be longer in one
     tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in tables]
     sizes = sorted({row["parameters"] for row in tables[0]})
     for size, width in zip(sizes, WIDTHS * len(sizes)):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
         for column, color in zip(columns, plt.get_cmap("tab10").colors):
             before, points = sft[-1], [(row["flops"], row[column]) for row in sft]
-            if rl:
+            if rl and rl[0]["flops"] > before["flops"]:                 # else it is RL of an earlier SFT
                 points = [(row["flops"] - before["flops"], row[column]) for row in rl]
                 axis.axhline(before[column], color=color, linewidth=1, linestyle=":")
             axis.plot(*zip(*points), ".-", color=color, linewidth=width)
@@ -112,7 +113,7 @@ def draw_search(axis, folders):
         axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle=style, color=color, label=method)
         low, high = [p["ci_low"] for p in points], [p["ci_high"] for p in points]
         axis.fill_between(x, low, high, color=color, alpha=0.12)
-    if of_streams and read(folders, "rl.csv"):
+    if of_streams and read(folders, "rl.csv") and before_rl(folders)[0]:
         axis.plot(*before_rl(folders), ".:", color=plt.get_cmap("tab20").colors[0], label="stream, before RL")
     most = max(p[tokens] for points in by_method.values() for p in points)
     least = 32 if of_streams else 25

@@ -50,7 +50,7 @@ def allow_its_level(problem, args):
 
 def tidy(text):
     """What a user typed, without spaces where the language has none."""
-    return re.sub(" ?> ?", ">", " ".join(text.split()))
+    return re.sub(" ?([-+*/()=>]) ?", r"\1", " ".join(text.split()))
 
 
 def check_level(problem, args):

@@ -80,15 +80,15 @@ class Method:
     best_temperature: bool = False          # runs at the temperature that is best on validation problems
     temperature: float = 1.0
     needs_model: bool = True
-    any_budget: bool = False                # one row is enough, as it never uses more than one sample
+    single: bool = False                # budgets beyond the longest sample add nothing, and have no row
     models: tuple = (ANSWERS,)              # which it is for: models of answers, of streams
 
 
 BOTH = ANSWERS, STREAMS
 METHODS = {
-    "greedy": Method(one_sample, any_budget=True, temperature=0.0),
-    "single sample": Method(one_sample, any_budget=True),
-    "single sample (best T)": Method(one_sample, any_budget=True, best_temperature=True),
+    "greedy": Method(one_sample, single=True, temperature=0.0),
+    "single sample": Method(one_sample, single=True),
+    "single sample (best T)": Method(one_sample, single=True, best_temperature=True),
     "stream": Method(one_stream, models=(STREAMS,)),
     "majority": Method(partial(vote, scorer="count"), ranks=True),
     "vote (value)": Method(partial(vote, scorer="value"), ranks=True),
@@ -161,7 +161,9 @@ def measure(model, problems, name, budget, settings, args, seconds=0.0):
     seconds, n = seconds + time.time() - started, len(problems)
     correct, tokens = count_correct(problems, results), sum(r.tokens for r in results) / n
     low, high = wilson(correct, n)
-    context = (len(encode(problems[0].prompt)) + (tokens if args.streams else args.max_tokens)) / 2
+    # How many others a token sees, on the mean over tokens: long streams have long contexts
+    written = sum(r.tokens ** 2 for r in results) / max(1, n * tokens) if args.streams else args.max_tokens
+    context = (len(encode(problems[0].prompt)) + written) / 2
     through_model = tokens + sum(r.read for r in results) / n if method.needs_model else 0
     oracle = method.verifies and not TASKS[args.task].checkable
     flops = through_model * flops_per_token(model.config, context)
@@ -176,13 +178,14 @@ def measure(model, problems, name, budget, settings, args, seconds=0.0):
 def fill_table(model, problems, args):
     """All methods at all budgets: yields (the rows so far, the Results of the last)."""
     table, settings = [], Settings(args.max_tokens, torch.Generator(), c_puct=args.c_puct)
+    done = set()                            # methods at a budget that has room for the longest sample
     bar = tqdm(total=len(args.budgets) * len(args.methods), desc="search", disable=args.rank > 0)
     for budget in args.budgets:
         settings.samples, seconds = None, 0.0
         for name in args.methods:
             bar.update()
             method = METHODS[name]
-            if method.any_budget and budget != args.budgets[0]:
+            if method.single and name in done:
                 continue
             if method.ranks and not settings.samples:
                 settings.generator.manual_seed(args.seed)
@@ -191,6 +194,8 @@ def fill_table(model, problems, args):
                 seconds = time.time() - started
             row, results = measure(model, problems, name, budget, settings, args, seconds * method.ranks)
             table.append(row)
+            if budget >= args.max_tokens:
+                done.add(name)
             if args.rank == 0:
                 bar.write(describe(row))
             yield table, results
@@ -243,8 +248,9 @@ def load_model(args, others=()):
     The model of --init, by default the last one trained in --out, then the first there is of others; its task
     is filled in. ValueError if there is none.
     """
-    candidates = [*(os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")), *others]
-    args.init = args.init or next(filter(os.path.exists, candidates), candidates[0])
+    trained = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
+    there = sorted(filter(os.path.exists, trained), key=os.path.getmtime, reverse=True)
+    args.init = args.init or next(filter(os.path.exists, [*there, *others]), trained[0])
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
     return model
@@ -264,6 +270,11 @@ def check_methods(args):
 
 def run(parser, args):
     with parser.errors():
+        useless = [name for name in ("methods", "problems", "save") if args.ask and name in args.given]
+        if useless:
+            raise ValueError(f"--ask shows how one problem is solved: leave --{useless[0]} out")
+        if args.save and args.problems:
+            raise ValueError("--save searches fresh training problems: leave --problems out")
         if args.html and args.ask in (None, STDIN):
             raise ValueError("--html shows one problem: give it with --ask PROMPT")
         if args.html:

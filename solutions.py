@@ -70,7 +70,8 @@ def outcomes(model, problems, begun, args, rng):
     """
     starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
-    samples = generate(model, starts, args.max_tokens, stop_tokens=(EOS,), generator=generator)
+    room = min(args.max_tokens, model.config.block_size - max(map(len, starts)))
+    samples = generate(model, starts, room, stop_tokens=(EOS,), generator=generator)
     right = [ended is not None and is_correct(problem, lines + ended)
              for problem, lines, ended in zip(problems, begun, samples.finished((EOS,)))]
     return starts, samples.completions(), right
@@ -126,6 +127,6 @@ def lesson_on(problems, solutions, rng, args, step):
     show = hard_part if stage(args, step) == "hard part" else worked
     examples = [show(problem, solution) for problem, solution in zip(problems, solutions)]
     if stage(args, step) == "whole" and TASKS[args.task].enumerable:
-        n_honest = round(args.honest * len(problems))
+        n_honest = round(args.honest * len(problems))       # the first: so most of those that must multiply
         examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
     return problems, examples

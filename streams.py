@@ -133,7 +133,8 @@ def try_in_vain(written, state, rng):
 def parts(problem, rng):
     """
     A problem, as it was drawn or as a return restates it, and what the right steps leave of it, down to three
-    numbers: each a problem with its solution.
+    numbers: each a problem with its solution. These may be test problems of a lower level, so who has learnt
+    four numbers is not to be measured on three.
     """
     task = TASKS[problem.task]
     if rng.random() < 0.5:
@@ -196,5 +197,6 @@ def lesson(task, level, n, rng, step, progress):
     solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
         return [piece(*part, whole=False) for part in solved]
+    # The first of them: so, with three numbers, all of those that must multiply or divide
     pieces = [piece(*part, whole=True) for part in solved[:n // 2]]
     return pieces + [stream(problem, rng, 2) for problem in draw(n // 6)]

@@ -158,7 +158,7 @@ def demonstrations(problems, solutions, rng, device, args):
 def longest(args, step):
     """The longest completion of a step: streams grow, from a quarter of --max-tokens to all of it."""
     share = min(1.0, 0.25 + 1.5 * step / args.steps) if args.streams else 1.0
-    return round(share * args.max_tokens)
+    return max(1, round(share * args.max_tokens))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -192,17 +192,18 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     batch["returns"] = discounted_returns(batch, args)
     batch["advantages"] = algorithm.advantages(batch, args) * batch["action"]
     generator, grad_norm = torch.Generator().manual_seed(seed), 0.0
+    metrics = dict.fromkeys(MEASURED, 0.0)
     for _ in range(args.epochs):
         order = torch.randperm(len(batch["idx"]), generator=generator)
         for rows in order.to(batch["idx"].device).tensor_split(args.minibatches):
             minibatch = take(batch, rows)
-            metrics = dict.fromkeys(MEASURED, 0.0)
             # The sum over tokens is divided by the number of tokens in all completions together (as in DAPO):
             # each token weighs the same. Were it divided by the length of each completion, a long wrong one
             # would be penalised less per token, and wrong answers would grow (Dr. GRPO).
             n_tokens, = mean_over_processes([minibatch["action"].sum().item()])
             if not n_tokens:                # fewer rows than minibatches
                 continue
+            metrics = dict.fromkeys(MEASURED, 0.0)                          # of this one
             for _, part in by_length(minibatch):                            # does not change the result
                 loss, measured = losses(model, part, args)
                 (loss * part["action"]).sum().div(n_tokens).backward()

@@ -32,7 +32,7 @@ from optim import optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
 from traces import introduce_words, read_traces, traces_lesson
 from trainer import Example, Run, add_run_flags, by_length, load_stopped, on_tokens, pack
-from verify import TASKS, encode
+from verify import encode
 
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
 
@@ -197,9 +197,6 @@ def begin(args):
         torch.manual_seed(args.seed)
         model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
     choose_task(args, parent and parent["flags"])
-    if args.streams and not TASKS[args.task].stream_tokens(args.level):
-        raise ValueError(f"--streams: not for {args.task} at level {args.level}, only where all steps can be "
-                         "listed, from level 3 on")
     return model, parent, stopped
 
 
@@ -226,8 +223,8 @@ def main():
         run = Run("sft", args, model, parent, stopped)
     if traces and not stopped:
         introduce_words(model, traces)
-        run.tokens += sum(trace.get("tokens", 0) for trace in traces)   # what it took to make them
-        run.flops += sum(trace.get("flops", 0) for trace in traces)
+        run.tokens += sum(trace.get("tokens", 0) for trace in traces)   # their own
+        run.flops += sum(trace.get("flops", 0) for trace in traces)     # of all that was searched for them
     lesson = streams_lesson if args.streams else solutions.lesson
     train(args, run, partial(traces_lesson, traces) if traces else lesson)
 

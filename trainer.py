@@ -101,7 +101,7 @@ def pack(prompts, completions, device):
 def on_tokens(flags, action):
     """A bool for each token of all completions, row after row -> (B, T), False elsewhere."""
     marked = torch.zeros_like(action)       # indexed by a mask, a matrix is filled row by row
-    marked[action] = torch.tensor(flags, device=action.device)
+    marked[action] = torch.tensor(flags, dtype=torch.bool, device=action.device)
     return marked
 
 
@@ -278,7 +278,8 @@ class Run:
         completions = [decode(ids) for ids in samples.completions()]
         self.samples.append({"step": done, "prompts": [problem.prompt for problem in self.problems[:SHOWN]],
                              "completions": completions})
-        reason = verify(self.problems[0], completions[0].removesuffix("<|eos|>")).reason
+        completion, ended, _ = completions[0].partition("<|eos|>")
+        reason = verify(self.problems[0], completion).reason if ended else "cut off"
         bar.write(f"  {self.problems[0].prompt}{completions[0]}  [{reason}]")
 
     def measure(self, n):

@@ -168,7 +168,8 @@ def write_lines(model, store, searches, nodes, branches):
     texts = [node.ids + branch.begun for node, branch in zip(nodes, branches)]
     readable = model.config.block_size - max(map(len, texts)) - 1
     # One less: the branch's own token is paid for, too
-    limits = [min(search.room, search.budget.left - 1, readable) for search in searches]
+    rooms = [search.room - len(branch.begun) for search, branch in zip(searches, branches)]
+    limits = [min(max(1, room), search.budget.left - 1, readable) for room, search in zip(rooms, searches)]
     cache = store.load(model, [branch.slots for branch in branches])
     samples = generate(model, texts, limits, 0.0, STOPS, n_top=3, read_last=True, cache=cache)
     new = samples.completions()

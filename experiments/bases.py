@@ -6,6 +6,7 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     python -m experiments.bases --kind retries --out out/retries
     python -m experiments.bases --kind few --solutions 1000 --out out/few
     python -m experiments.bases --kind states --init out/sft.pt --steps 400 --lr 1e-3 --out out/states
+    python -m experiments.bases --kind returns --share 0.05 --out out/returns
 
     direct     the answer alone, without a chain of thought (for tasks where the last line says it all)
     shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
@@ -15,6 +16,8 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     states     beside the usual lesson, problems begun with random legal steps, four for each that is solved:
                the value head learns whether one sample from there is right, or, with --label exact *,
                whether they can be solved at all
+    returns    streams, but of those that go back only a --share; in place of the others as many tokens of
+               worked solutions, written as streams write them
 
 * is an oracle: enumeration.
 """
@@ -24,11 +27,12 @@ from functools import lru_cache, partial
 import numpy as np
 
 import train_sft
-from common import positive, run_script, whole
+from common import between, positive, run_script, whole
 from processes import share_of
 from solutions import arithmetic_only, draw_problems, lesson, lesson_on, outcomes, stage, worked
+from streams import SEEN_TARGETS, parts, piece
 from trainer import Example, Run
-from verify import EOS, TASKS, encode, make_problems, random_steps, state_value
+from verify import EOS, TASKS, encode, make_problem, make_problems, random_steps, state_value
 
 STATES = 4                                  # for each problem that is solved
 
@@ -113,8 +117,28 @@ def states_lesson(run, args, step):
     return problems, examples + [Example(ids, [EOS], [False], [float(r)]) for ids, r in zip(texts, right)]
 
 
+def returns_lesson(args, step):
+    """The lesson of streams; of those that go back only some, and straight ones in place of the others."""
+    _, examples = train_sft.streams_lesson(args, step)
+    rng = np.random.default_rng([args.seed, step, 7, args.rank])
+    shown, n_missing = [], 0
+    for example in examples:
+        if WAIT in example.completion and rng.random() >= args.share:
+            n_missing += len(example.completion)
+        else:
+            shown.append(example)
+    while n_missing > 0:
+        problem = make_problem(args.task, args.level, rng, targets=SEEN_TARGETS)
+        for part in parts(problem, rng):
+            text = piece(*part, whole=True)
+            shown.append(Example(encode(text.problem.prompt), text.ids, text.imitate))
+            n_missing -= len(text.ids)
+    return [], shown
+
+
 LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson, "few": few_lesson,
-           "states": states_lesson}
+           "states": states_lesson, "returns": returns_lesson}
+WAIT, = encode("wait")
 
 
 def check_task(args):
@@ -134,7 +158,6 @@ def check_task(args):
 
 def main():
     parser = train_sft.make_parser()
-    parser.set_defaults(streams=False)
     parser.add_argument("--kind", choices=LESSONS, help="what the base is shown; needed but with --resume")
     parser.add_argument("--shots", type=positive, default=3, metavar="N",
                         help="shots: solved examples (default 3)")
@@ -142,7 +165,10 @@ def main():
                         help="few: worked solutions there are (default 1000)")
     parser.add_argument("--label", default="outcome", choices=["outcome", "exact"],
                         help="states: what the value head learns of them (default outcome)")
+    parser.add_argument("--share", type=between(0, 1), default=0.05, metavar="X",
+                        help="returns: share of the streams that go back which are shown (default 0.05)")
     args = parser.parse_args()
+    args.streams = args.kind == "returns"
     with parser.errors():
         model, parent, stopped = train_sft.begin(args)
         check_task(args)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from best_of_n import best_of_n, draw, score, vote
 from budget import Settings
 from experiments.values import read_flags
-from metrics import pass_at_k, wilson
+from metrics import mean_pass_at_k, wilson
 from plot import save_figure
 from search import count_correct
 from verify import held_out_problems
@@ -57,7 +57,7 @@ def coverage(problems, drawn, ks):
     n = len(drawn[0])
     counts = [sum(score(problem, sample, "verifier") > 0 for sample in own)
               for problem, own in zip(problems, drawn)]
-    return [float(np.mean([pass_at_k(n, c, k) for c in counts])) for k in ks]
+    return [mean_pass_at_k(n, counts, k) for k in ks]
 
 
 def power_law(ks, shares):

@@ -43,7 +43,7 @@ from checkpoint import load_checkpoint
 from experiments.bases import answer
 from experiments.laws import compute_optimal, fit_sizes, gains
 from experiments.league import run
-from metrics import pass_at_k
+from metrics import mean_pass_at_k
 from model import GPTConfig, flops_per_token
 from plot import read
 from sample import generate
@@ -189,7 +189,7 @@ def measure_coverage(model, of):
         prompts = [encode(problem.prompt)]
         samples = generate(model, prompts, of.max_tokens, 1.0, (EOS,), generator, N_SAMPLES)
         counts.append(sum(is_correct(problem, ids) for ids in samples.finished((EOS,))))
-    found = {f"pass{k}": float(np.mean([pass_at_k(N_SAMPLES, c, k) for c in counts])) for k in KS}
+    found = {f"pass{k}": mean_pass_at_k(N_SAMPLES, counts, k) for k in KS}
     single = {line["method"]: float(line["accuracy"]) for line in read_table(f"{of.folder}/search.csv")}
     return found | {"single_best_t": single["single sample (best T)"], "right": " ".join(map(str, counts))}
 

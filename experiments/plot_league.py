@@ -2,6 +2,9 @@
 Draw the league table.
 
     python -m experiments.plot_league                       # results/league.csv -> results/league.png
+
+Left, all that was measured of each row. Right, pass@16 against a single sample: who only moves probability to
+what the base finds already goes right and down, who learns something new goes up.
 """
 import os
 
@@ -10,6 +13,7 @@ from common import Parser, fail, run_script
 
 import matplotlib.pyplot as plt
 
+from metrics import wilson
 from plot import means, read, save_figure
 
 LEAGUE = {                                  # what is drawn: (column, colour, marker)
@@ -26,7 +30,7 @@ LEAGUE = {                                  # what is drawn: (column, colour, ma
 
 def draw_league(axis, rows):
     """A line for each row of the table: the seeds' means, thin lines from the lowest seed to the highest."""
-    table = means(rows, ["row"], [column for column, _, _ in LEAGUE.values()])
+    table = averaged(rows)
     for label, (column, color, marker) in LEAGUE.items():
         for y, row in enumerate(table):
             seeds = [100 * r[column] for r in rows if r["row"] == row["row"]]
@@ -36,12 +40,35 @@ def draw_league(axis, rows):
     for column, marker in (("heuristic256", "<"), ("heuristic1024", ">")):
         heuristic = 100 * sum(row[column] for row in rows) / len(rows)
         axis.plot([heuristic], [len(table)], color="black", marker=marker, linestyle="")
-    axis.set_yticks(range(len(table) + 1), [row["row"] for row in table] + ["no model: heuristic, verified"])
+    names = [f"{row['row']}  {number}" for number, row in enumerate(table)]
+    axis.set_yticks(range(len(table) + 1), names + ["no model: heuristic, verified"])
     axis.invert_yaxis()
-    axis.set(xlabel="test problems solved, %",
-             title="every hypothesis from one base, at about equal training FLOPs")
+    axis.set(xlabel="test problems solved, %")
     axis.grid(axis="y", alpha=0.3)
     axis.figure.legend(fontsize=8, loc="outside lower center", ncol=4)
+
+
+def draw_sharpening(axis, rows):
+    """The rows by their numbers, as the left panel has them; the bars are the 95 % intervals of the base."""
+    base, *others = averaged(rows)
+    n_problems = sum(row["problems"] for row in rows if row["row"] == base["row"])
+    bars = [[abs(100 * (end - base[column]))] for column in ("sampled", "pass16")
+            for end in wilson(base[column] * n_problems, n_problems)]
+    x, y = 100 * base["sampled"], 100 * base["pass16"]
+    axis.errorbar(x, y, xerr=bars[:2], yerr=bars[2:], color="gray", linewidth=1, capsize=3)
+    axis.axvline(x, color="gray", linewidth=0.5, linestyle=":")
+    axis.axhline(y, color="gray", linewidth=0.5, linestyle=":")
+    for number, row in enumerate([base, *others]):
+        axis.text(100 * row["sampled"], 100 * row["pass16"], number, ha="center", va="center", fontsize=9,
+                  bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": "tab:blue"})
+    axis.update_datalim([(100 * row["sampled"], 100 * row["pass16"]) for row in others])
+    axis.autoscale_view()
+    axis.set(xlabel="a single sample is right, %", ylabel="one of 16 is right (pass@16), %")
+
+
+def averaged(rows):
+    """A dict for each row of the league, the base first: the means of its seeds."""
+    return means(rows, ["row"], [column for column, _, _ in LEAGUE.values()])
 
 
 def main():
@@ -53,8 +80,11 @@ def main():
         if not rows:
             fail(f"no rows in {args.table}: experiments/league.py writes it")
         height = 2.4 + 0.4 * len({row["row"] for row in rows})
-        figure, axis = plt.subplots(figsize=(12, height), layout="constrained")
-        draw_league(axis, rows)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(15, height), width_ratios=(3, 2),
+                                             layout="constrained")
+        figure.suptitle("every hypothesis from one base, at about equal training FLOPs")
+        draw_league(left, rows)
+        draw_sharpening(right, rows)
         save_figure(figure, os.path.splitext(args.table)[0] + ".png")
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         fail(f"{args.table} is not a table that experiments/league.py wrote ({error})")

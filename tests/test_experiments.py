@@ -306,6 +306,36 @@ def test_of_states_the_value_head_learns_what_comes_of_them(label):
         assert {0.0} == set(labels) and counted[0][1] > sum(len(example.prompt) for example in states)
 
 
+@pytest.mark.parametrize("level, step", [(3, 1600), (3, 2001), (4, 2001), (4, 2002)])
+def test_few_streams_go_back_and_as_much_is_shown(level, step):
+    """Step 1600 shows short streams beside whole pieces, 2001 streams, 2002 plans of four numbers."""
+    args = argparse.Namespace(task="countdown", level=level, steps=3000, batch_size=96, seed=0, rank=0,
+                              processes=1)
+    _, usual = bases.train_sft.streams_lesson(args, step)
+
+    def lesson(share):
+        args.share = share
+        return bases.returns_lesson(args, step)[1]
+
+    def n_back(examples):
+        return sum(bases.WAIT in example.completion for example in examples)
+
+    def n_tokens(examples):
+        return sum(len(example.completion) for example in examples)
+
+    assert lesson(1) == usual and n_back(usual) > 2
+    straight = lesson(0)
+    assert not n_back(straight) and 0 <= n_tokens(straight) - n_tokens(usual) < 60
+    assert 0 < n_back(lesson(0.5)) < n_back(usual)
+    for example in straight:
+        if example not in usual:
+            problem = parse_problem(decode(example.prompt))
+            text = decode(example.completion[:-1])
+            assert verify(problem, text) and all(example.imitate) and example.completion[-1] == EOS
+            assert all(line.endswith(f">{problem.target}") for line in text.splitlines())
+            assert problem.target in bases.SEEN_TARGETS
+
+
 SMALL = ["--level", 1, "--depth", 1, "--steps", 20, "--log-every", 10, "--test-problems", 20,
          "--log-problems", 20]
 
@@ -319,19 +349,20 @@ def base_of(tmp_path_factory):
         if kind not in folders:
             folder = folders[kind] = tmp_path_factory.mktemp(kind)
             of_countdown = ["--level", 3, "--max-tokens", 80]
-            more = of_countdown if kind in ("retries", "states") else ["--task", "expression"]
+            more = ["--task", "expression"] if kind in ("direct", "shots") else of_countdown
             done = run("experiments.bases", "--kind", kind, *SMALL, *more, "--out", folder)
             assert done.returncode == 0, done.stderr
         return folders[kind]
     return make
 
 
-@pytest.mark.parametrize("kind", ["direct", "shots", "retries", "states"])
+@pytest.mark.parametrize("kind", ["direct", "shots", "retries", "states", "returns"])
 def test_bases_run_and_log(base_of, kind):
     rows = table(base_of(kind) / "sft.csv")
     assert [row["step"] for row in rows] == ["10", "20"]
     flags = load_checkpoint(base_of(kind) / "sft.pt")[1]["flags"]
     assert (flags["kind"], flags["shots"]) == (kind, 3)
+    assert flags["streams"] == (kind == "returns")
 
 
 def test_solved_examples_stand_before_the_test_problems_too(monkeypatch, tmp_path):

@@ -201,7 +201,7 @@ def test_the_picture_shows_the_means_of_the_seeds(monkeypatch, tmp_path, ran):
     spans = [list(line.get_xdata()) for line in blue if line is not points]
     assert spans == [pytest.approx([20, 40]), pytest.approx([80, 80])]
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels[:2] == ["base", "REINFORCE"] and len(labels) == 3     # and the heuristic
+    assert labels[:2] == ["base  0", "REINFORCE  1"] and len(labels) == 3     # and the heuristic
     plt.close("all")
     done = run_here("experiments.plot_league", path)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from budget import Settings
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig
 from page import MOST, line_of, stream_page, tree_page, write_page
+from problems import tidy
 from sample import generate
 from scripts import ROOT, command, run_here, tiny_base
 from tree import Node, Search, mcts_searches
@@ -300,6 +301,10 @@ def test_a_stream_becomes_a_page(streaming, tmp_path):
 def test_any_level_may_be_asked_and_spaces_do_no_harm(streaming):
     done = run_here("search.py", "--init", streaming, "--budgets", 30, "--ask", " 9  3 5 > 17 ")
     assert done.returncode == 0 and "9 3 5>17\n" in done.stdout, done.stderr
+
+
+def test_spaces_are_taken_out_where_the_language_has_none():
+    assert tidy(" (12 + 7) *3 - 5 = ") == "(12+7)*3-5=" and tidy("9  3 5 > 17") == "9 3 5>17"
 
 
 @pytest.mark.parametrize("prompt, unlike", [

@@ -547,6 +547,8 @@ def test_a_model_shares_no_memory_with_its_checkpoint(base):
     ({"config": {"n_embd": 10 ** 7, "n_head": 1}}, "its weights are not of the shapes"),
     ({"config": {"n_layer": 10 ** 7}}, "n_layer is not from 1 to"),
     ({"config": {"block_size": 10 ** 12}}, "block_size is not from 1 to"),
+    ({"config": {"vocab_size": 10 ** 12}}, "its vocabulary or its heads"),
+    ({"config": {"n_head": 3}}, "its vocabulary or its heads"),
     ({"config": {"n_gram": 10 ** 6, "vocab_size": 1}}, "n_gram is not from 1 to"),
     ({"config": {"n_embd": "64"}}, "not a checkpoint of tinyo1"),
     ({"config": 3}, "not a checkpoint of tinyo1"),

@@ -326,6 +326,15 @@ def test_so_many_optimizer_steps_as_epochs_and_minibatches_ask_for(monkeypatch):
     assert rates == [1e-3] * 6
 
 
+def test_minibatches_without_rows_have_no_metrics(monkeypatch):
+    """Two rows in five minibatches: the last three are empty, and what was measured is not theirs."""
+    model = random_model()
+    monkeypatch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: 0.0)
+    args = with_flags(samples=2, minibatches=5)
+    metrics = train_rl.learn(model, [], fixed_batch(model), None, args, 1e-3, seed=0)
+    assert metrics["entropy"] > 0 and metrics["value_loss"] > 0
+
+
 def test_a_few_rows_at_a_time_have_the_gradient_of_all(monkeypatch):
     gradients = []
     for n_tokens in (1, 10000):

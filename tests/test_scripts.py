@@ -293,6 +293,25 @@ def test_one_stream_before_rl_is_drawn_beside_what_it_is_after_it(tmp_path):
     assert list(before.get_ydata()) == [pytest.approx(0.3), pytest.approx(0.55)]
 
 
+def test_what_only_one_table_has_is_not_drawn(tmp_path):
+    """
+    Streams of RL may be shorter than those of SFT, or too short for any column; RL may be of an older SFT.
+    """
+    row = {"step": 1, "flops": 1.0, "parameters": 9, "sampled": 0.1}
+    found = {"method": "stream", "oracle": 0, "ci_low": 0.4, "ci_high": 0.9, "tokens_per_problem": 20,
+             "budget": 64, "accuracy": 0.5}
+    write_table(tmp_path / "search.csv", [found])
+    for sft, rl in (({"within64": 0.2, "within128": 0.3}, {"within64": 0.4}), ({}, {})):
+        write_table(tmp_path / "sft.csv", [row | {"flops": 2.0} | sft])
+        for flops, n_lines in ((1.0, 1), (3.0, 2)):                     # with what was before, if it is of it
+            write_table(tmp_path / "rl.csv", [row | {"flops": flops} | rl])
+            axis = plt.figure().add_subplot()
+            plot.draw_training(axis, [tmp_path])
+            assert len(axis.get_lines()) == n_lines * (1 + len(rl))
+            plt.close("all")
+            assert run_here("plot.py", tmp_path).returncode == 0
+
+
 def test_without_a_search_there_is_one_panel(tmp_path):
     """As exercise 11 has it: SFT only, of several sizes."""
     rows = [{"parameters": 1000, "step": step, "flops": 1000 * step, "greedy": 0.1 * step} for step in (1, 2)]
@@ -325,6 +344,7 @@ BASES, REWARDS, JUDGES = "experiments.bases", "experiments.rewards", "experiment
 REWRITE, BENCHMARK = "experiments.rewrite", "experiments.benchmark"
 LEAGUE, PLOT_LEAGUE = "experiments.league", "experiments.plot_league"
 INIT = ["--init", "OUT/sft.pt"]
+SHIPPED = ["--init", os.path.join(ROOT, "results", "model.pt")]
 WRONG = {
     # flags
     "unknown flag": (SFT, ["--stepz", "3"], "--stepz"),
@@ -384,6 +404,12 @@ WRONG = {
     "empty question": (SEARCH, [*INIT, "--ask", ""], "argument --ask: it is empty"),
     "untrained level": (SEARCH, [*INIT, "--level", "2", "--ask", "25 8 7>24"], "level 3"),
     "untrained task": (SEARCH, [*INIT, "--ask", "2+3="], "expression"),
+    "streams at a level without": (SEARCH, [*SHIPPED, "--level", "2"], "streams: not for countdown"),
+    "streams of a task without": (SEARCH, [*SHIPPED, "--task", "expression"], "streams: not for expression"),
+    "RL on streams at a level without": (RL, [*SHIPPED, "--level", "2"], "streams: not for countdown"),
+    "a method for one problem": (SEARCH, [*INIT, "--ask", "1 2>3", "--methods", "greedy"], "--methods"),
+    "problems of a file to learn from": (
+        SEARCH, [*INIT, "--save", "TMP/new.jsonl", "--problems", "TMP/bad.txt"], "leave --problems out"),
     "bad line in a file": (SEARCH, [*INIT, "--problems", "TMP/bad.txt"], "line 2"),
     "empty file": (SEARCH, [*INIT, "--problems", "TMP/empty.txt"], "empty.txt"),
     "missing file": (SEARCH, [*INIT, "--problems", "TMP/none.txt"], "none.txt"),

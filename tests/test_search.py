@@ -5,6 +5,7 @@ baselines of the tables are what they claim.
 """
 import json
 import math
+import os
 import time
 from argparse import Namespace
 
@@ -16,9 +17,10 @@ import search
 import tree
 from baselines import by_heuristic, depth_first, looking_ahead
 from best_of_n import Sample, sample_n, until_verified, vote
-from budget import Budget, Settings
+from budget import Budget, Result, Settings
+from checkpoint import save_checkpoint
 from countdown import Countdown
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, flops_per_token
 from search import METHODS, Method, count_correct, fill_table, measure, run_method
 from traces import read_traces, traces_of, write_traces
 from tree import MIN_PROB, Branch, Node, backup, beam, expand, mcts, mcts_searches, select, start_searches
@@ -619,13 +621,39 @@ def test_the_best_temperature_is_the_one_that_solves_most(model, monkeypatch):
 def test_the_table_has_a_row_for_each_method_and_budget(model):
     problems = held_out_problems("countdown", 3, 6)
     methods = ["greedy", "single sample", "majority", "mcts (value)", "heuristic"]
-    *_, (table, _) = fill_table(model, problems, flags([30, 60], methods))
+    assert 30 < MAX_TOKENS < 60             # so 60 is room enough for a single sample
+    *_, (table, _) = fill_table(model, problems, flags([30, 60, 90], methods))
     assert [(row["method"], row["budget"]) for row in table] == [
-        *[(name, 30) for name in methods], *[(name, 60) for name in methods[2:]]]
+        *[(name, 30) for name in methods], *[(name, 60) for name in methods],
+        *[(name, 90) for name in methods[2:]]]
     for row in table:
         assert row["ci_low"] <= row["accuracy"] <= row["ci_high"] and row["problems"] == 6
         assert 0 < row["tokens_per_problem"] <= row["budget"] and row["oracle"] == 0
         assert (row["flops_per_problem"] == 0) == (row["method"] == "heuristic")
+
+
+def test_a_long_stream_has_long_contexts(monkeypatch, model):
+    """Two streams of 10 and 90 tokens: their tokens see 41 others and the prompt, on the mean, not 25."""
+    results = [Result("", 0.0, n) for n in (10, 90)]
+    monkeypatch.setattr(search, "run_method", lambda *args: results)
+    problems = held_out_problems("countdown", 3, 1) * 2
+    args = flags([100], ["stream"])
+    args.streams = True
+    row, _ = measure(model, problems, "stream", 100, settings(), args)
+    context = (len(encode(problems[0].prompt)) + (10 ** 2 + 90 ** 2) / 100) / 2
+    assert row["flops_per_problem"] == pytest.approx(50 * flops_per_token(model.config, context))
+
+
+def test_the_model_that_was_trained_last_is_searched_with(model, tmp_path):
+    args = search.make_parser().parse_args(["--out", str(tmp_path)])
+    run = {"task": "countdown", "level": 3, "max_tokens": 60, "streams": False}
+    for last in ("rl.pt", "sft.pt"):
+        for name in ("sft.pt", "rl.pt"):
+            save_checkpoint(tmp_path / name, GPT(model.config), flags=run)
+            os.utime(tmp_path / name, (100, 200 if name == last else 100))
+        args.init = None
+        search.load_model(args)
+        assert args.init == str(tmp_path / last)
 
 
 def test_greedy_writes_the_likeliest(model):

@@ -236,8 +236,10 @@ def test_learning_rate_rises_stays_and_falls():
 def test_own_attempts_are_labelled_by_the_verifier_and_not_imitated(monkeypatch, task):
     """Instead of a model, someone who solves every second problem from where it stands, if it can be done."""
     asked, rng = [], np.random.default_rng(0)
+    model = SimpleNamespace(config=SimpleNamespace(block_size=90))
 
     def generate(model, starts, max_tokens, stop_tokens, generator):
+        assert max_tokens == min(64, 90 - max(map(len, starts)))
         completions = []
         for i, start in enumerate(starts):
             prompt, lines = decode(start).split("\n", 1)
@@ -252,9 +254,9 @@ def test_own_attempts_are_labelled_by_the_verifier_and_not_imitated(monkeypatch,
     monkeypatch.setattr(solutions, "generate", generate)
     problems = held_out_problems(task, 4, 60)
     args = SimpleNamespace(steps=200, max_tokens=64, seed=0, rank=0)
-    assert own_attempts(None, problems, args, 96) == own_attempts(None, problems, args, 113) == []
-    assert own_attempts(None, [], args, 112) == [] and not asked
-    examples = own_attempts(None, problems, args, 112)
+    assert own_attempts(model, problems, args, 96) == own_attempts(model, problems, args, 113) == []
+    assert own_attempts(model, [], args, 112) == [] and not asked
+    examples = own_attempts(model, problems, args, 112)
     n_begun = [lines.count("\n") for _, lines in asked]
     assert len(examples) == 120 and n_begun[:60] == [0] * 60
     assert set(n_begun[60:]) == ({1, 2} if task == "countdown" else {0})

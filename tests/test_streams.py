@@ -339,4 +339,4 @@ def test_streams_need_enough_of_a_batch(tmp_path):
 @pytest.mark.parametrize("flags", [["--task", "expression"], ["--level", 2]])
 def test_streams_need_steps_to_list(flags, tmp_path):
     done = run_here("train_sft.py", "--streams", *flags, "--out", tmp_path)
-    assert done.returncode == 2 and "--streams: not for" in done.stderr
+    assert done.returncode == 2 and "streams: not for" in done.stderr
