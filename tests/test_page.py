@@ -39,7 +39,7 @@ def base(tmp_path_factory):
 def streaming(base, tmp_path_factory):
     """The same, taken for a model of streams."""
     checkpoint = torch.load(base, weights_only=True)
-    checkpoint["flags"]["streams"] = True
+    checkpoint["flags"] |= {"streams": True, "level": 3}
     path = tmp_path_factory.mktemp("streaming") / "rl.pt"
     torch.save(checkpoint, path)
     return path
@@ -84,8 +84,8 @@ def test_a_conversation_shows_what_a_single_question_does(base, monkeypatch):
 
 def test_a_stream_is_shown_as_it_comes_with_a_value_beside_each_line(streaming, monkeypatch):
     flags = ["--init", streaming, "--budgets", 200]
-    alone = run_here("search.py", *flags, "--ask", "60 27>87").stdout.splitlines()[2:]
-    type_in(monkeypatch, b"60 27>87\n")
+    alone = run_here("search.py", *flags, "--ask", "9 3 5>17").stdout.splitlines()[2:]
+    type_in(monkeypatch, b"9 3 5>17\n")
     live = run_here("search.py", *flags, "--ask").stdout.splitlines()[1:]
     assert alone[-1] == live[-1] and alone[-1].endswith(" tokens")
     shown = [re.sub(r" +value \d\.\d\d$", "", line) for line in live[:-1]]
