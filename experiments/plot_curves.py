@@ -107,16 +107,15 @@ def draw_rl(figure, rows):
         for key, style, what in (("pass1", "o-", "T = 1"), ("single_best_t", "*--", "the best T")):
             y = [100 * row[key] for row in members]
             left.plot(x, y, style, color=color, label=f"{kind}, {what}")
-    for key, style in (("pass1", ":"), ("single_best_t", "--")):
-        left.axhline(100 * base[key], color="gray", linestyle=style)
+    for key, style, what in (("pass1", ":", "T = 1"), ("single_best_t", "--", "the best T")):
+        left.axhline(100 * base[key], color="gray", linestyle=style, label=f"the base, {what}")
     draw_gains(right, rows, styles)
-    left.set(xlabel="compute after the base (TFLOP)", ylabel="single samples that are right, %", xscale="log",
-             title="gray: the base, at temperature 1 and at its best")
+    left.set(xlabel="compute after the base (TFLOP)", ylabel="single samples that are right, %", xscale="log")
     budgets = sorted({row["budget"] for row in rows} - {0})
     left.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
     left.minorticks_off()
     for axis in (left, right):
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=3)
         axis.grid(alpha=0.2)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from checkpoint import load_checkpoint
-from metrics import auc, values_of
+from metrics import auc, values_of, wilson
 from plot import save_figure
 from sample import generate
 from verify import EOS, HELD_OUT_SEED, TASKS, decode, encode, held_out_problems, random_steps, state_value
@@ -73,15 +73,17 @@ def calibration_rows(found, values, labels):
 
 
 def draw(rows, path):
-    """A panel for each source, a line for each model."""
+    """A panel for each source, a line for each model, with 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), layout="constrained")
     models = dict.fromkeys(row["checkpoint"] for row in rows)
     for axis, source in zip(axes, ("random", "own")):
         axis.plot([0, 1], [0, 1], color="gray", linestyle=":")
         for model, marker in zip(models, MARKERS * len(models)):
-            points = [(row["value"], row["solvable"]) for row in rows
-                      if (row["checkpoint"], row["source"]) == (model, source)]
-            axis.plot(*zip(*points), marker=marker, label=model)
+            points = [row for row in rows if (row["checkpoint"], row["source"]) == (model, source)]
+            x, y = [row["value"] for row in points], [row["solvable"] for row in points]
+            ends = [wilson(row["solvable"] * row["states"], row["states"]) for row in points]
+            error = [(share - low, high - share) for share, (low, high) in zip(y, ends)]
+            axis.errorbar(x, y, list(zip(*error)), marker=marker, label=model, capsize=2, elinewidth=0.7)
         axis.set(xlabel="value", ylabel="share that can be solved", title=f"{source} steps")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.2)
