@@ -27,6 +27,7 @@ WITHOUT_MODEL = {"random steps": ("silver", "--"), "enumeration": ("gray", "-.")
                  "heuristic": ("black", "--"), "one step ahead": ("dimgray", (0, (1, 1)))}
 # What is drawn of training, where a table has it, beside the columns within64, within128, ...
 COLUMNS = {"pass16": "pass@16", "greedy": "greedy", "sampled": "single sample"}
+COLORS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]        # strong ones, pale ones
 WIDTHS = (1.5, 2.5, 1.0, 3.5, 0.7, 4.5)                             # of the lines of different sizes of model
 
 
@@ -71,21 +72,24 @@ def draw_training(axis, folders):
     columns = [column for column in tables[0][0] if column in COLUMNS or column.startswith("within")
                if all(column in row for rows in tables for row in rows)]        # streams may be longer in one
     tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in tables]
-    sizes = sorted({row["parameters"] for row in tables[0]})
+    of_streams = any(column.startswith("within") for column in columns)
+    sizes, stage = sorted({row["parameters"] for row in tables[0]}), "SFT"
     for size, width in zip(sizes, WIDTHS * len(sizes)):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
         for column, color in zip(columns, plt.get_cmap("tab10").colors):
             before, points = sft[-1], [(row["flops"], row[column]) for row in sft]
             if rl and rl[0]["flops"] > before["flops"]:                 # else it is RL of an earlier SFT
+                stage = "RL (dotted: before it)"
                 points = [(row["flops"] - before["flops"], row[column]) for row in rl]
                 axis.axhline(before[column], color=color, linewidth=1, linestyle=":")
             axis.plot(*zip(*points), ".-", color=color, linewidth=width)
             label = COLUMNS.get(column, f"within {column.removeprefix('within')} tokens")
+            if of_streams and column == "sampled":
+                label = "whole stream"
             label += f", {size / 1e6:.1f}M" * (len(sizes) > 1)
             axis.annotate(label, (1.01, points[-1][1]), xycoords=("axes fraction", "data"), va="center",
                           color=color, fontsize=8)
-    stage = "RL (dotted: before it)" if tables[1] else "SFT"
-    axis.set(xlabel=f"FLOPs spent in {stage}", ylabel="accuracy on test problems", xscale="log",
+    axis.set(xlabel=f"FLOPs spent in {stage}", ylabel="accuracy on held-out problems", xscale="log",
              title="train-time scaling")
     axis.grid(alpha=0.2)
 
@@ -107,20 +111,22 @@ def draw_search(axis, folders):
     tokens = "budget" if of_streams else "tokens_per_problem"
     for row in means(table, ["method", "oracle", "budget"], columns):
         by_method[row["method"] + (" (oracle)" if row["oracle"] else "")].append(row)
-    for (method, points), color in zip(by_method.items(), plt.get_cmap("tab20").colors):
+    of_models = [method for method in by_method if method not in WITHOUT_MODEL]
+    looks = {method: (color, "-") for method, color in zip(of_models, COLORS)} | WITHOUT_MODEL
+    for method, points in by_method.items():
         x, y = [p[tokens] for p in points], [p["accuracy"] for p in points]
-        color, style = WITHOUT_MODEL.get(method, (color, "-"))
+        color, style = looks[method]
         axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle=style, color=color, label=method)
         low, high = [p["ci_low"] for p in points], [p["ci_high"] for p in points]
         axis.fill_between(x, low, high, color=color, alpha=0.12)
     if of_streams and read(folders, "rl.csv") and before_rl(folders)[0]:
-        axis.plot(*before_rl(folders), ".:", color=plt.get_cmap("tab20").colors[0], label="stream, before RL")
-    most = max(p[tokens] for points in by_method.values() for p in points)
-    least = 32 if of_streams else 25
+        axis.plot(*before_rl(folders), ".:", color=looks["stream"][0], label="stream, before RL")
+    shown = [p[tokens] for points in by_method.values() for p in points]
+    least, most = min(shown) if of_streams else 25, max(shown)
     ticks = [least * 2 ** i for i in range(12) if least * 2 ** i < 1.5 * most]
     axis.set(xlabel=f"tokens {'allowed' if of_streams else 'spent'} for a problem", xscale="log",
              ylim=(0, 1.02), title="test-time scaling")
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.2)
     lines = sorted(axis.get_lines(), key=lambda line: -line.get_ydata()[-1])    # as they lie in the picture
