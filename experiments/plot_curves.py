@@ -25,7 +25,7 @@ from experiments.laws import (by_budget, column, compute_optimal, flops_of, gain
                               power_law)
 from plot import means, read, save_figure
 
-COLORS = plt.get_cmap("viridis")
+BUDGETS, DEPTHS = plt.get_cmap("viridis"), plt.get_cmap("plasma")       # their colours
 
 
 def along(key, rows, **which):
@@ -45,14 +45,14 @@ def draw_sizes(figure, rows):
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def colors_of(keys):
-    return {key: COLORS(0.85 * i / max(1, len(keys) - 1)) for i, key in enumerate(keys)}
+def colors_of(keys, of):
+    return {key: of(0.85 * i / max(1, len(keys) - 1)) for i, key in enumerate(keys)}
 
 
 def draw_budgets(axis, rows):
     """The loss of a plan against the size, for each budget with its parabola."""
-    fitted, _ = by_budget(rows)
-    for budget, color in colors_of(fitted).items():
+    fitted, predicted = by_budget(rows)
+    for budget, color in colors_of(fitted, BUDGETS).items():
         sizes, losses = column(fitted[budget], "parameters"), column(fitted[budget], "plan_loss")
         axis.plot(sizes, losses, ".", color=color, alpha=0.4)
         near = near_best(fitted[budget])
@@ -61,6 +61,9 @@ def draw_budgets(axis, rows):
         axis.plot(np.exp(x), np.exp(np.polyval(parabola(near), x)), color=color)
         end = losses[sizes == sizes.max()].mean()
         axis.text(sizes.max(), end, f"  {budget:g} TFLOP", color=color, va="center", fontsize=9)
+    for budget, members in predicted.items():
+        axis.plot(column(members, "parameters"), column(members, "plan_loss"), "kx",
+                  label=f"{budget:g} TFLOP, not fitted")
     _, parameters, loss = compute_optimal(rows)
     axis.plot(parameters, loss, "k*", label="compute-optimal")
     axis.set(xlabel="parameters", ylabel="loss of a plan (nats a problem)", xscale="log", yscale="log")
@@ -73,7 +76,7 @@ def draw_budgets(axis, rows):
 def draw_depths(axis, rows):
     """The same losses against compute, for each depth, and the power law through the lowest points."""
     averaged = means(rows, ["depth", "budget"], ["flops", "plan_loss"])
-    for depth, color in colors_of(sorted({row["depth"] for row in rows})).items():
+    for depth, color in colors_of(sorted({row["depth"] for row in rows}), DEPTHS).items():
         members = along("flops", averaged, depth=depth)
         x, y = column(members, "flops") / TERA, column(members, "plan_loss")
         axis.plot(x, y, ".-", color=color)
