@@ -131,8 +131,8 @@ def choose_task(args, trained=None):
         args.streams = trained.get("streams", False) if trained else task.stream_tokens(args.level) > 0
     if args.streams and not task.stream_tokens(args.level):
         raise ValueError(f"streams: not for {args.task} at level {args.level}, only where all steps can be "
-                         "listed, from level 3 on; a model of worked solutions (train_sft.py --no-streams) "
-                         "can do it")
+                         "listed, as in countdown, from level 3 on; worked solutions are for all "
+                         "(train_sft.py --no-streams)")
     room = task.stream_tokens(args.level) if args.streams else task.max_tokens(args.level)
     if args.level == same_task.get("level") and args.streams == trained.get("streams", False):
         room = same_task.get("max_tokens", room)

@@ -27,7 +27,8 @@ WITHOUT_MODEL = {"random steps": ("silver", "--"), "enumeration": ("gray", "-.")
                  "heuristic": ("black", "--"), "one step ahead": ("dimgray", (0, (1, 1)))}
 # What is drawn of training, where a table has it, beside the columns within64, within128, ...
 COLUMNS = {"pass16": "pass@16", "greedy": "greedy", "sampled": "single sample"}
-COLORS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]        # strong ones, pale ones
+TAB20 = plt.get_cmap("tab20").colors
+COLORS = TAB20[::2] + TAB20[1::2]                                       # strong ones, then pale ones
 WIDTHS = (1.5, 2.5, 1.0, 3.5, 0.7, 4.5)                             # of the lines of different sizes of model
 
 
@@ -67,8 +68,17 @@ def means(rows, keys, columns):
 # ------------------------------------------------------------------------------------------------------------
 # The two laws
 
+def rl_of(folders):
+    """The rows of RL, without those of runs that began before the SFT that is there now."""
+    rows = []
+    for folder in folders:
+        sft, rl = read([folder], "sft.csv"), read([folder], "rl.csv")
+        rows += rl if rl and sft and rl[0]["flops"] > sft[-1]["flops"] else []
+    return rows
+
+
 def draw_training(axis, folders):
-    tables = [read(folders, name) for name in ("sft.csv", "rl.csv")]
+    tables = [read(folders, "sft.csv"), rl_of(folders)]
     columns = [column for column in tables[0][0] if column in COLUMNS or column.startswith("within")
                if all(column in row for rows in tables for row in rows)]        # streams may be longer in one
     tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in tables]
@@ -78,7 +88,7 @@ def draw_training(axis, folders):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
         for column, color in zip(columns, plt.get_cmap("tab10").colors):
             before, points = sft[-1], [(row["flops"], row[column]) for row in sft]
-            if rl and rl[0]["flops"] > before["flops"]:                 # else it is RL of an earlier SFT
+            if rl:
                 stage = "RL (dotted: before it)"
                 points = [(row["flops"] - before["flops"], row[column]) for row in rl]
                 axis.axhline(before[column], color=color, linewidth=1, linestyle=":")
@@ -119,7 +129,7 @@ def draw_search(axis, folders):
         axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle=style, color=color, label=method)
         low, high = [p["ci_low"] for p in points], [p["ci_high"] for p in points]
         axis.fill_between(x, low, high, color=color, alpha=0.12)
-    if of_streams and read(folders, "rl.csv") and before_rl(folders)[0]:
+    if of_streams and rl_of(folders) and before_rl(folders)[0]:
         axis.plot(*before_rl(folders), ".:", color=looks["stream"][0], label="stream, before RL")
     shown = [p[tokens] for points in by_method.values() for p in points]
     least, most = min(shown) if of_streams else 25, max(shown)

@@ -35,6 +35,7 @@ from trainer import Example, Run
 from verify import EOS, TASKS, encode, make_problem, make_problems, random_steps, state_value
 
 STATES = 4                                  # for each problem that is solved
+WAIT, = encode("wait")
 
 
 def answer(solution):
@@ -138,7 +139,6 @@ def returns_lesson(args, step):
 
 LESSONS = {"direct": direct_lesson, "shots": shots_lesson, "retries": retries_lesson, "few": few_lesson,
            "states": states_lesson, "returns": returns_lesson}
-WAIT, = encode("wait")
 
 
 def check_task(args):
@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--share", type=between(0, 1), default=0.05, metavar="X",
                         help="returns: share of the streams that go back which are shown (default 0.05)")
     args = parser.parse_args()
-    args.streams = args.kind == "returns"
+    args.streams = args.kind == "returns"   # whatever --streams says
     with parser.errors():
         model, parent, stopped = train_sft.begin(args)
         check_task(args)

@@ -50,24 +50,24 @@ def draw_league(axis, rows):
 
 def draw_sharpening(axis, rows):
     """The rows by their numbers, as the left panel has them; the bars are the 95 % intervals of the base."""
-    base, *others = averaged(rows)
-    n_problems = sum(row["problems"] for row in rows if row["row"] == base["row"])
-    bars = [[abs(100 * (end - base[column]))] for column in ("sampled", "pass16")
-            for end in wilson(base[column] * n_problems, n_problems)]
-    x, y = 100 * base["sampled"], 100 * base["pass16"]
-    axis.errorbar(x, y, xerr=bars[:2], yerr=bars[2:], color="gray", linewidth=1, capsize=3)
-    axis.axvline(x, color="gray", linewidth=0.5, linestyle=":")
-    axis.axhline(y, color="gray", linewidth=0.5, linestyle=":")
-    for number, row in enumerate([base, *others]):
-        axis.text(100 * row["sampled"], 100 * row["pass16"], number, ha="center", va="center", fontsize=9,
+    points = {row["row"]: (100 * row["sampled"], 100 * row["pass16"]) for row in averaged(rows)}
+    if "base" in points:
+        x, y = points["base"]
+        n = rows[0]["problems"]             # the same for all seeds, so more seeds do not make it narrower
+        bars = [[abs(100 * end - at)] for at in (x, y) for end in wilson(at / 100 * n, n)]
+        axis.errorbar(x, y, xerr=bars[:2], yerr=bars[2:], color="gray", linewidth=1, capsize=3)
+        axis.axvline(x, color="gray", linewidth=0.5, linestyle=":")
+        axis.axhline(y, color="gray", linewidth=0.5, linestyle=":")
+    for number, point in enumerate(points.values()):
+        axis.text(*point, number, ha="center", va="center", fontsize=9,
                   bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": "tab:blue"})
-    axis.update_datalim([(100 * row["sampled"], 100 * row["pass16"]) for row in others])
+    axis.update_datalim(list(points.values()))
     axis.autoscale_view()
     axis.set(xlabel="a single sample is right, %", ylabel="one of 16 is right (pass@16), %")
 
 
 def averaged(rows):
-    """A dict for each row of the league, the base first: the means of its seeds."""
+    """A dict for each row of the league: the means of its seeds."""
     return means(rows, ["row"], [column for column, _, _ in LEAGUE.values()])
 
 

@@ -203,6 +203,14 @@ def test_the_picture_shows_the_means_of_the_seeds(monkeypatch, tmp_path, ran):
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels[:2] == ["base  0", "REINFORCE  1"] and len(labels) == 3     # and the heuristic
     plt.close("all")
+    axis = plt.figure().add_subplot()
+    plot_league.draw_sharpening(axis, read([path.parent], path.name))
+    shown = {text.get_text(): text.get_position() for text in axis.texts}
+    for number, name in enumerate(["base", "REINFORCE"]):
+        of_row = [row for row in rows if row["row"] == name]
+        means = [sum(float(row[key]) for row in of_row) / 2 for key in ("sampled", "pass16")]
+        assert shown[str(number)] == pytest.approx([100 * mean for mean in means])
+    plt.close("all")
     done = run_here("experiments.plot_league", path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "results" / "league.png").read_bytes().startswith(b"\x89PNG")

@@ -246,6 +246,13 @@ def test_rollout_keeps_log_probs_and_values_where_the_learner_has_them():
     torch.testing.assert_close(batch["old_values"], values.detach() * batch["action"], rtol=0, atol=1e-10)
 
 
+def test_streams_grow_from_a_quarter_but_never_from_nothing():
+    args = with_flags(streams=True, max_tokens=100, steps=10)
+    assert [train_rl.longest(args, step) for step in (0, 2, 5, 9)] == [25, 55, 100, 100]
+    args.max_tokens = 1
+    assert [train_rl.longest(args, step) for step in range(10)] == [1] * 10
+
+
 def test_same_seed_same_rollout():
     rollouts = [rollout(random_model(), ARGS, step, Counter())[0] for step in (1, 1, 2)]
     one, same, other = (batch["idx"] for batch in rollouts)

@@ -301,15 +301,20 @@ def test_what_only_one_table_has_is_not_drawn(tmp_path):
     found = {"method": "stream", "oracle": 0, "ci_low": 0.4, "ci_high": 0.9, "tokens_per_problem": 20,
              "budget": 64, "accuracy": 0.5}
     write_table(tmp_path / "search.csv", [found])
+
+    def n_lines(panel):
+        axis = plt.figure().add_subplot()
+        panel(axis, [tmp_path])
+        plt.close("all")
+        return len(axis.get_lines())
     for sft, rl in (({"within64": 0.2, "within128": 0.3}, {"within64": 0.4}), ({}, {})):
         write_table(tmp_path / "sft.csv", [row | {"flops": 2.0} | sft])
-        for flops, n_lines in ((1.0, 1), (3.0, 2)):                     # with what was before, if it is of it
-            write_table(tmp_path / "rl.csv", [row | {"flops": flops} | rl])
-            axis = plt.figure().add_subplot()
-            plot.draw_training(axis, [tmp_path])
-            assert len(axis.get_lines()) == n_lines * (1 + len(rl))
-            plt.close("all")
-            assert run_here("plot.py", tmp_path).returncode == 0
+        write_table(tmp_path / "rl.csv", [row | {"flops": 1.0} | rl])
+        assert n_lines(plot.draw_training) == 1 + len(sft) and n_lines(plot.draw_search) == 1
+        write_table(tmp_path / "rl.csv", [row | {"flops": 3.0} | rl])   # each with a line of what was before
+        assert n_lines(plot.draw_training) == 2 * (1 + len(rl))
+        assert n_lines(plot.draw_search) == 1 + bool(sft)
+        assert run_here("plot.py", tmp_path).returncode == 0
 
 
 def test_without_a_search_there_is_one_panel(tmp_path):

@@ -318,6 +318,22 @@ def test_priors_and_values_of_a_tree_are_the_models(model, ends_soon):
     assert n_finished > 3 if ends_soon else n_deep > 10
 
 
+def test_a_line_has_no_more_room_if_it_begins_on_a_branch(model, monkeypatch):
+    monkeypatch.setattr("tree.MIN_PROB", 1e-300)
+    store, (one,) = start_searches(model, [PROBLEM], 500, "value", 5)
+    begun, real = [], tree.generate
+
+    def kept_generate(model, texts, limits, *args, **others):
+        n = len(texts[0]) - len(one.root.ids)
+        begun.append(n)
+        assert limits[0] == max(1, 5 - n)
+        return real(model, texts, limits, *args, **others)
+    monkeypatch.setattr(tree, "generate", kept_generate)
+    while one.root.branches and not one.over:
+        expand(model, store, [one], [one.root])
+    assert set(begun) >= {0, 1, 2, 3}
+
+
 def test_what_the_policy_finds_absurd_is_not_tried(model):
     """Else a search whose value head errs goes on for ever below a step that cannot be finished."""
     (store, (own,)), n_children = start_searches(model, [PROBLEM], 10_000, "value"), 0
