@@ -134,7 +134,8 @@ def few_runs(args):
             about = {"examples": n, "budget": budget, "seed": seed}
             n_rl, n_found = n_within(budget, RL_STEP), n_within(budget, FOUND)
             start, save = f"--init {path_of(base, 'sft.pt', args)}", "--save {out}/found.jsonl"
-            train = f"train_rl.py --steps {n_rl} --log-every {n_rl} {start} {SEEDED}"
+            # It imitates no teacher beside, who would have more solutions to show
+            train = f"train_rl.py --sft-coef 0 --steps {n_rl} --log-every {n_rl} {start} {SEEDED}"
             yield {"kind": "then RL"} | about, [train], "rl.pt"
             find = (f"search.py {start} {save} --out {{out}} --seed {{seed}} --n-problems {n_found} "
                     "--methods majority --budgets 160")

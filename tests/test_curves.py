@@ -123,6 +123,7 @@ def test_rl_and_search_start_from_the_same_few_solutions():
     assert "--kind few --solutions 100 " in runs["SFT", 100][0]
     for kind in ("then RL", "then search"):
         assert "--init out/curves/few/kindSFT_examples1000_budget0.0_seed0/sft.pt" in runs[kind, 1000][0]
+    assert "--sft-coef 0 " in runs["then RL", 1000][0]                  # fresh solutions would be no few
     find, learn = runs["then search", 1000]
     assert "--save {out}/found.jsonl" in find and "--data {out}/found.jsonl" in learn
     assert f"--n-problems {round(4e12 / 0.9e9)} " in find
