@@ -83,13 +83,12 @@ def draw_training(axis, folders):
                if all(column in row for rows in tables for row in rows)]        # streams may be longer in one
     tables = [means(table, ["parameters", "step"], ["flops", *columns]) for table in tables]
     of_streams = any(column.startswith("within") for column in columns)
-    sizes, stage = sorted({row["parameters"] for row in tables[0]}), "SFT"
+    sizes = sorted({row["parameters"] for row in tables[0]})
     for size, width in zip(sizes, WIDTHS * len(sizes)):
         sft, rl = ([row for row in table if row["parameters"] == size] for table in tables)
         for column, color in zip(columns, plt.get_cmap("tab10").colors):
             before, points = sft[-1], [(row["flops"], row[column]) for row in sft]
             if rl:
-                stage = "RL (dotted: before it)"
                 points = [(row["flops"] - before["flops"], row[column]) for row in rl]
                 axis.axhline(before[column], color=color, linewidth=1, linestyle=":")
             axis.plot(*zip(*points), ".-", color=color, linewidth=width)
@@ -99,6 +98,7 @@ def draw_training(axis, folders):
             label += f", {size / 1e6:.1f}M" * (len(sizes) > 1)
             axis.annotate(label, (1.01, points[-1][1]), xycoords=("axes fraction", "data"), va="center",
                           color=color, fontsize=8)
+    stage = "RL (dotted: before it)" if tables[1] else "SFT"
     axis.set(xlabel=f"FLOPs spent in {stage}", ylabel="accuracy on held-out problems", xscale="log",
              title="train-time scaling")
     axis.grid(alpha=0.2)
@@ -122,15 +122,18 @@ def draw_search(axis, folders):
     for row in means(table, ["method", "oracle", "budget"], columns):
         by_method[row["method"] + (" (oracle)" if row["oracle"] else "")].append(row)
     of_models = [method for method in by_method if method not in WITHOUT_MODEL]
-    looks = {method: (color, "-") for method, color in zip(of_models, COLORS)} | WITHOUT_MODEL
+    looks = {method: (color, "-") for method, color in zip(of_models, COLORS * len(of_models))}
+    looks |= WITHOUT_MODEL
     for method, points in by_method.items():
         x, y = [p[tokens] for p in points], [p["accuracy"] for p in points]
         color, style = looks[method]
         axis.plot(x, y, marker="o" if len(x) == 1 else ".", linestyle=style, color=color, label=method)
         low, high = [p["ci_low"] for p in points], [p["ci_high"] for p in points]
         axis.fill_between(x, low, high, color=color, alpha=0.12)
-    if of_streams and rl_of(folders) and before_rl(folders)[0]:
-        axis.plot(*before_rl(folders), ".:", color=looks["stream"][0], label="stream, before RL")
+    if of_streams and rl_of(folders):
+        budgets, shares = before_rl(folders)
+        if budgets:
+            axis.plot(budgets, shares, ".:", color=looks["stream"][0], label="stream, before RL")
     shown = [p[tokens] for points in by_method.values() for p in points]
     least, most = min(shown) if of_streams else 25, max(shown)
     ticks = [least * 2 ** i for i in range(12) if least * 2 ** i < 1.5 * most]

@@ -178,14 +178,14 @@ def measure(model, problems, name, budget, settings, args, seconds=0.0):
 def fill_table(model, problems, args):
     """All methods at all budgets: yields (the rows so far, the Results of the last)."""
     table, settings = [], Settings(args.max_tokens, torch.Generator(), c_puct=args.c_puct)
-    done = set()                            # methods at a budget that has room for the longest sample
     bar = tqdm(total=len(args.budgets) * len(args.methods), desc="search", disable=args.rank > 0)
-    for budget in args.budgets:
+    for i, budget in enumerate(args.budgets):
         settings.samples, seconds = None, 0.0
+        had_room = any(earlier >= args.max_tokens for earlier in args.budgets[:i])
         for name in args.methods:
             bar.update()
             method = METHODS[name]
-            if method.single and name in done:
+            if method.single and had_room:
                 continue
             if method.ranks and not settings.samples:
                 settings.generator.manual_seed(args.seed)
@@ -194,8 +194,6 @@ def fill_table(model, problems, args):
                 seconds = time.time() - started
             row, results = measure(model, problems, name, budget, settings, args, seconds * method.ranks)
             table.append(row)
-            if budget >= args.max_tokens:
-                done.add(name)
             if args.rank == 0:
                 bar.write(describe(row))
             yield table, results
@@ -262,6 +260,8 @@ def check_methods(args):
         raise ValueError(f"--methods {', '.join(useless)}: for {args.task} with a model of "
                          f"{STREAMS if args.streams else ANSWERS} there are "
                          f"{', '.join(default_methods(args.task, args.streams))}")
+    if args.save and args.problems:
+        raise ValueError("--save searches fresh training problems: leave --problems out")
     if args.save and not len(args.methods) == len(args.budgets) == 1:
         raise ValueError("--save takes one of --methods and one of --budgets")
     if args.save and not METHODS[args.methods[0]].needs_model:
@@ -273,8 +273,6 @@ def run(parser, args):
         useless = [name for name in ("methods", "problems", "save") if args.ask and name in args.given]
         if useless:
             raise ValueError(f"--ask shows how one problem is solved: leave --{useless[0]} out")
-        if args.save and args.problems:
-            raise ValueError("--save searches fresh training problems: leave --problems out")
         if args.html and args.ask in (None, STDIN):
             raise ValueError("--html shows one problem: give it with --ask PROMPT")
         if args.html:

@@ -78,12 +78,17 @@ def make_parser():
 # ------------------------------------------------------------------------------------------------------------
 # What each step learns from
 
+def as_example(text):
+    """What SFT learns from a Stream."""
+    return Example(encode(text.problem.prompt), text.ids, text.imitate)
+
+
 def streams_lesson(args, step):
     """(no problems, examples): streams, or pieces of them."""
     n = share_of(args.batch_size, args, "--batch-size")
     rng = np.random.default_rng([args.seed, step, 0, args.rank])
     written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
-    return [], [Example(encode(text.problem.prompt), text.ids, text.imitate) for text in written]
+    return [], [as_example(text) for text in written]
 
 
 class Lessons(Dataset):

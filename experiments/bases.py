@@ -131,9 +131,8 @@ def returns_lesson(args, step):
     while n_missing > 0:
         problem = make_problem(args.task, args.level, rng, targets=SEEN_TARGETS)
         for part in parts(problem, rng):
-            text = piece(*part, whole=True)
-            shown.append(Example(encode(text.problem.prompt), text.ids, text.imitate))
-            n_missing -= len(text.ids)
+            shown.append(train_sft.as_example(piece(*part, whole=True)))
+            n_missing -= len(shown[-1].completion)
     return [], shown
 
 
