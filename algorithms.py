@@ -1,17 +1,18 @@
 """
 From rewards to a loss: the algorithms of RL, each an entry in `ALGORITHMS`.
 
-    filter      advantage = return: what is right is imitated, the rest ignored (STaR, Zelikman et al. 2022)
+    filter      advantage = return of a right sample, 0 of a wrong one: what is right is imitated, the rest
+                ignored (STaR, Zelikman et al. 2022)
     reinforce   advantage = return - mean return of the problem's samples; one on-policy step, so no ratio
     ppo         advantage = GAE over the value head; several steps on a batch, held by the clipped ratio
 
 The return at a token is what is still to come: the reward, and with a --half-life, as streams have it, the
 reward discounted by the time until then (`discounted_returns`).
 
-A batch is a dict of tensors, made by train_rl.py: B completions, --samples of each problem side by side, in
-T columns. From `rollout` are "action" (B, T), which tokens are theirs; "rewards" (B,); "old_logprobs" and
-"old_values" (B, T) of the policy that sampled them, the values as logits; with a --half-life "begins" (B, T)
-and "goes_on" (B,), see `mark_attempts`. `learn` adds "returns" and "advantages" (B, T).
+A batch (batches.py) holds B completions, --samples of each problem side by side, in T columns. Beside "idx",
+"next" and "mask" it has, from `rollout` in train_rl.py, "rewards" (B,); "old_logprobs" and "old_values"
+(B, T) of the policy that sampled them, the values as logits; and with a --half-life "begins" (B, T) and
+"was_cut_off" (B,), see `mark_attempts`. `learn` adds "returns" and "advantages" (B, T).
 
 Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
 2025); groups that teach nothing are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the critic's
@@ -51,40 +52,56 @@ def has_right(rewards, args):
 
 def discounted_returns(batch, args):
     """
-    What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until then.
+    What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until it
+    comes; without a --half-life, the reward.
 
-    A price on thinking that knows no ceiling: the expected discounted reward is the share of problems solved
-    within b tokens, averaged over budgets b that end at each token with the same probability.
+    This is a price on thinking that knows no ceiling: the expected discounted reward is the share of problems
+    solved within b tokens, averaged over budgets b that end at each token with the same probability.
 
-    A stream that goes back to its problem begins anew, as good as from the prompt. So an attempt is credited
-    with its own success, and not with the luck of those behind it: where the next attempt begins, the return
-    is `anew`, the mean over all attempts that the problem's samples began. With g = 0.5 ** (1 / half-life),
+    A stream that goes back to its problem begins again, as good as from the prompt. What comes behind its
+    next return is therefore replaced by what an attempt is worth on the mean (`attempt_value`): an attempt is
+    credited with its own success, and the luck of those behind it, which is noise to it, is left out. With
+    g = 0.5 ** (1 / half-life), the return is
 
-        return = g ** (tokens to the next attempt) * anew, or of the last g ** (tokens to the end) * reward
-        anew   = the mean over attempts of g ** (tokens from its first to the end of the text) * reward
+        in the last attempt     g ** (tokens to the end) * reward
+        in the others           g ** (tokens to the next attempt) * attempt_value
 
-    and for a stream that was cut off anew stands in place of the reward, as it would go on.
+    A stream that was cut off would have gone on: there attempt_value stands in place of the reward.
 
-    With a half-life of one token, and two samples of a problem: `a b`, which is right, has returns of 1/2 and
-    1. With `c d e f`, which is wrong, and where d goes back to the problem, three attempts were begun, of
-    which one was worth 1/2 where it began. So anew is 1/6, and c, d, e, f have 1/24, 1/12, 0, 0.
+    An example with a half-life of one token and two samples of a problem, of which the second goes back to
+    the problem behind d:
+
+        tokens      reward      returns
+        a b         1           1/2  1
+        c d | e f   0           1/24  1/12 | 0  0
+
+    Three attempts were begun, at a, c and e; they were worth 1/2, 0 and 0 there, so attempt_value is 1/6.
     """
     rewards = batch["rewards"][:, None]                                 # (B, 1)
     if not args.half_life:
         return rewards.expand_as(batch["old_values"])
     decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
-    position = batch["action"].cumsum(1)                                # (B, T), 1 at the first token
-    to_the_end = decay ** (position[:, -1:] - position)         # the factor from here to the end
-    # n * anew = the sum of rewards * to_the_end, and where a stream was cut off, of anew * to_the_end
-    goes_on = batch["goes_on"][:, None]
-    known = sum_of_groups(rewards * to_the_end * begins, args)
-    anew = known / (sum_of_groups(begins, args) - sum_of_groups(goes_on * to_the_end * begins, args))
-    at_the_end = anew.where(goes_on, rewards)                           # (B, 1)
+    position = batch["mask"].cumsum(1)                                  # (B, T), 1 at the first token
+    to_the_end = decay ** (position[:, -1:] - position)                 # the factor from here to the end
+    restart = attempt_value(batch, to_the_end, args)                    # (B, 1)
     # Where the next attempt begins: the smallest such position on the right
     next_begins = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
     next_begins = next_begins.flip(1).cummin(1).values.flip(1)
-    of_earlier = anew * decay ** (next_begins - position)
+    of_earlier = restart * decay ** (next_begins - position)
+    at_the_end = restart.where(batch["was_cut_off"][:, None], rewards)
     return of_earlier.where(next_begins < NEVER, at_the_end * to_the_end)
+
+
+def attempt_value(batch, to_the_end, args):
+    """
+    What an attempt is worth where it begins, (B, 1): the mean over all n attempts that a problem's samples
+    began, v = sum(to_the_end * (the reward, or v where the stream was cut off)) / n. Solved for v,
+
+        v = sum(to_the_end * reward) / (n - sum(to_the_end where the stream was cut off))
+    """
+    begins, was_cut_off = batch["begins"], batch["was_cut_off"][:, None]
+    known = sum_of_groups(batch["rewards"][:, None] * to_the_end * begins, args)
+    return known / (sum_of_groups(begins, args) - sum_of_groups(was_cut_off * to_the_end * begins, args))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -92,20 +109,22 @@ def discounted_returns(batch, args):
 
 def filter_advantages(batch, args):
     """
-    The return. The gradient of sum(reward * log-prob) is that of the log-likelihood of the samples that are
-    right: to imitate one's own right answers is a policy gradient without a baseline.
+    The return where the sample is right. The gradient of sum(reward * log-prob) is that of the log-likelihood
+    of the samples that are right: to imitate one's own right answers is a policy gradient without a baseline.
     """
-    return batch["returns"] * (batch["rewards"] > 0)[:, None]
+    is_right = batch["rewards"] > 0         # attempts of other streams have a return, too
+    return batch["returns"] * is_right[:, None]
 
 
 def reinforce_advantages(batch, args):
     """
-    The reward less the mean reward of the problem's samples, for every token of a completion. With a
-    --half-life, the return less its mean over all tokens of these samples. Of a stream in which the fifth
-    attempt succeeds, the first four are blamed.
+    The return less its mean over the problem's samples. Where attempts have returns of their own, with a
+    --half-life, one that led back to the problem is below the mean: it is made less likely, even if the
+    stream succeeds later.
     """
-    returns = batch["returns"]
-    counted = batch["action"] if args.half_life else last_tokens(batch["action"])
+    returns, counted = batch["returns"], batch["mask"]
+    if not args.half_life:                  # the same at all tokens: each sample counts once, however long
+        counted = last_tokens(counted)
     return returns - sum_of_groups(returns * counted, args) / sum_of_groups(counted, args)
 
 
@@ -114,24 +133,24 @@ def gae_advantages(batch, args):
     A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = gamma V_{t+1} - V_t, and r - V_t at the last token (GAE,
     Schulman et al. 2016, equation 16, one reward at the end); gamma is 1 without a --half-life.
     """
-    values, action = batch["old_values"].sigmoid(), batch["action"]
+    values, mask = batch["old_values"].sigmoid(), batch["mask"]
     gamma = 0.5 ** (1 / args.half_life) if args.half_life else 1.0
-    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(action), batch["returns"])
-    return lambda_sums(after - values, action, gamma * args.lam)
+    after = (gamma * F.pad(values[:, 1:], (0, 1))).where(~last_tokens(mask), batch["returns"])
+    return lambda_sums(after - values, mask, gamma * args.lam)
 
 
-def lambda_sums(deltas, action, lam):
+def lambda_sums(deltas, mask, lam):
     """sum_k lam^k delta_{t+k} over the tokens of a completion: (B, T) -> (B, T)."""
     sums, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
     for t in reversed(range(deltas.size(1))):
-        running = (deltas[:, t] + lam * running) * action[:, t]
+        running = (deltas[:, t] + lam * running) * mask[:, t]
         sums[:, t] = running
     return sums
 
 
-def last_tokens(action):
-    """Which of the completions' tokens, action (B, T), are the last: (B, T)."""
-    return action & ~F.pad(action[:, 1:], (0, 1))
+def last_tokens(mask):
+    """Which of the completions' tokens, mask (B, T), are the last: (B, T)."""
+    return mask & ~F.pad(mask[:, 1:], (0, 1))
 
 
 # ------------------------------------------------------------------------------------------------------------

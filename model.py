@@ -65,13 +65,14 @@ def number_circles(n):
 
 def number_table(config):
     """
-    The number that the digits at the end of n_gram tokens make, for all such tokens: (V, ..., V), 10 **
-    n_gram where there is none. table[id of "7", of "6", of "0"] = 760, table[id of ">", of "6", of "0"] = 60.
+    A table over all sequences of n_gram tokens, of the number that the digits at their end make: at the ids
+    of "7", "6", "0" 760, of ">", "6", "0" 60, and 10 ** n_gram, which stands for no number, where the last
+    token is no digit. (V, ..., V), with as many dimensions as n_gram.
     """
     digit = torch.arange(config.vocab_size) - config.digit
     is_digit = (digit >= 0) & (digit <= 9)
     number = torch.where(is_digit, digit, 10 ** config.n_gram)
-    unbroken = is_digit                     # what is read now and all up to here are digits
+    unbroken = is_digit                     # whether all tokens from here to the last are digits
     for back in range(1, config.n_gram):    # an earlier token's dimension stands further left
         column = (-1,) + (1,) * back
         unbroken = is_digit.view(column) & unbroken
@@ -95,6 +96,31 @@ class Linear(nn.Linear):
 
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype))
+
+
+def rotary_table(config):
+    """
+    Cosine and sine of the angle by which each position turns each pair of dimensions (RoPE, Su et al. 2021):
+    (block_size, 2, 1, hs), the same for all heads, as `apply_rotary` wants them.
+    """
+    frequency = 1000.0 ** -torch.linspace(0, 1, config.head_size // 2, dtype=torch.float64)
+    # The slowest quarter stands still: there, what is far away is found by what it says, not where it stands
+    frequency[-config.head_size // 8:] = 0
+    angle = torch.arange(config.block_size)[:, None] * frequency        # (block_size, hs / 2)
+    cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
+    return torch.stack((cos, sin), dim=1)[:, :, None].float()
+
+
+def sharpness_table(config):
+    """
+    How much each position multiplies its queries, and so its attention scores: (block_size, 1, nh + 1, 1), 1
+    for the keys, which come behind the heads. The more there is to attend to, the more of it is beside the
+    point: were scores equally sharp everywhere, what is looked for would drown in a long text (Nakanishi
+    2025, Scalable-Softmax).
+    """
+    n_seen = torch.arange(1, config.block_size + 1).clamp_min(LONG)
+    of_queries = (SHARPNESS * n_seen.log() / math.log(LONG))[:, None].expand(-1, config.n_head)
+    return F.pad(of_queries, (0, 1), value=1.0)[:, None, :, None].clone()
 
 
 def apply_rotary(x, cos, sin):
@@ -125,7 +151,8 @@ class Attention(nn.Module):
         k, v = qk[:, :, -1], qkv[:, :, -1]                              # (B, T, hs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs)
-        if k.size(1) != T or T <= SPAN:
+        is_whole_text = k.size(1) == T      # no column stands before the first of these positions
+        if T <= SPAN or not is_whole_text:
             y = attend(q, k, v, mask)
         else:
             # A few positions at a time: those up to them are all they see, so half of the products are
@@ -225,20 +252,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.lm_head = Linear(config.n_embd, config.vocab_size, scale=0.0)
         self.value_head = Linear(config.n_embd, 1, scale=0.0)
-        frequency = 1000.0 ** -torch.linspace(0, 1, config.head_size // 2, dtype=torch.float64)
-        # The slowest quarter stands still: there, what is far away is found by what it says, not by where it
-        # stands
-        frequency[-config.head_size // 8:] = 0
-        angle = torch.arange(config.block_size)[:, None] * frequency    # (block_size, hs / 2)
-        cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
-        rotary = torch.stack((cos, sin), dim=1)[:, :, None].float()     # (block_size, 2, 1, hs)
-        self.register_buffer("rotary", rotary, persistent=False)
-        # The more there is to attend to, the more of it is beside the point: as long as sharpness is the same
-        # everywhere, what is looked for drowns in a long text (Nakanishi 2025, Scalable-Softmax)
-        n_seen = torch.arange(1, config.block_size + 1).clamp_min(LONG)
-        of_queries = (SHARPNESS * n_seen.log() / math.log(LONG))[:, None].expand(-1, config.n_head)
-        sharpness = F.pad(of_queries, (0, 1), value=1.0)                # (block_size, nh + 1), 1 for the keys
-        self.register_buffer("sharpness", sharpness[:, None, :, None].clone(), persistent=False)
+        self.register_buffer("rotary", rotary_table(config), persistent=False)
+        self.register_buffer("sharpness", sharpness_table(config), persistent=False)
 
     def embed(self, windows):
         """
@@ -256,6 +271,7 @@ class GPT(nn.Module):
         """
         x = self.embed(windows)
         x = norm(x).to(self.compute_dtype or x.dtype)
+        # To multiply the queries by their sharpness, their cosines and sines are
         rotary = self.rotary[positions] * self.sharpness[positions]     # (B or 1, T, 2, nh + 1, hs)
         cos, sin = rotary.to(x.dtype).unbind(2)
         for block in self.blocks:
@@ -268,7 +284,7 @@ class GPT(nn.Module):
         """
         Token ids (B, T) -> logits (B, T, V), values (B, T). values are logits too: sigmoid(value) is the
         return that is expected of what begins like this, P(it ends correct) where there is no price on
-        thinking. A cache is filled on the way.
+        thinking. A cache, if there is one, is empty, and has these T columns; to go on from it, use `run`.
         """
         B, T = idx.shape
         # Before the first token, 0

@@ -59,6 +59,14 @@ def mean_over_processes(numbers):
     return tensor if tensor is numbers else tensor.tolist()
 
 
+def mean_count(n):
+    """
+    The mean over all processes of what each has counted. Losses are divided by it: where gradients are
+    averaged, a sum divided by the mean count comes to the sum over all processes divided by the count of all.
+    """
+    return mean_over_processes([n])[0]
+
+
 def average_gradients(model):
     """What every process does between its gradient and its step."""
     if not dist.is_initialized():

@@ -15,7 +15,7 @@ import torch
 
 from processes import share_of
 from sample import generate
-from trainer import Example
+from batches import Example
 from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps
 
 HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,

@@ -15,7 +15,7 @@ import torch
 
 from common import write_whole
 from task import show
-from trainer import Example
+from batches import Example
 from verify import EOS, encode, parse_problem, replay, split_of, verify
 
 VERDICTS = ("?yes", "?no")

@@ -6,14 +6,15 @@ Reinforcement learning against the exact verifier: REINFORCE, PPO, or the filter
 
 A step: (1) sample several completions for each of a batch of fresh problems; (2) reward 1 for a completion
 that ends and that the verifier accepts, else 0; (3) drop the problems that give no signal; (4) turn rewards
-into an advantage for each token; (5) one or more optimizer steps on the policy loss, plus the value head's.
+into an advantage for each token; (5) one or more optimizer steps on the policy loss, plus the value head's,
+plus --sft-coef times that of imitating the teacher on the same problems.
 
 Advantages and losses stand in algorithms.py.
 
 Streams have a price: a reward that comes --half-life tokens later is worth half, so that the model learns to
 get there soon. RL alone sharpens: a single sample gets better, but what the policy found only now and then it
-forgets (of models of answers, pass@16 falls). To go on imitating the teacher as well slows that down
-(`--sft-coef`; the PPO-ptx of Ouyang et al. 2022).
+forgets (of models of worked solutions, pass@16 falls). To go on imitating the teacher as well slows that down
+(the PPO-ptx of Ouyang et al. 2022); --sft-coef 0 learns from the verifier alone.
 """
 import math
 import os
@@ -27,12 +28,13 @@ import torch
 import torch.nn.functional as F
 
 from algorithms import ALGORITHMS, discounted_returns, is_mixed, worth_learning
+from batches import by_length, on_tokens, pack, take
 from checkpoint import load_checkpoint
 from optim import OPTIMIZERS, optimizer_step
-from processes import average_gradients, join_processes, mean_over_processes, share_of
+from processes import average_gradients, join_processes, mean_count, mean_over_processes, share_of
 from sample import generate
 from streams import SEEN_TARGETS, stream
-from trainer import Run, add_run_flags, by_length, load_stopped, on_tokens, pack, take
+from trainer import Run, add_run_flags, load_stopped
 from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
 
 WARMUP = 5                                  # steps
@@ -119,24 +121,25 @@ def pack_samples(prompts, samples, completions, n_samples, device):
     batch = pack([prompt for prompt in prompts for _ in range(n_samples)], completions, device)
     for key, column in (("old_logprobs", samples.logprobs), ("old_values", samples.values)):
         batch[key] = torch.zeros(batch["idx"].shape, dtype=column.dtype, device=device)
-        batch[key][batch["action"]] = column[samples.mask]
+        batch[key][batch["mask"]] = column[samples.mask]
     return batch
 
 
 def mark_attempts(batch, problems, completions, finished, streams):
     """
     Add "begins" (B, T), which tokens begin an attempt: the first, and each behind a return to the problem;
-    and "goes_on" (B,), which samples are streams that were cut off while nothing was lost yet.
+    and "was_cut_off" (B,), which streams --max-tokens ended, and no fault of their own: they would have gone
+    on. For `discounted_returns`.
     """
-    begins, goes_on = [], []
+    begins, was_cut_off = [], []
     for problem, ids, ended in zip(problems, completions, finished):
         read = replay(problem, decode(ids))
         ends = [i for i, token in enumerate(ids) if token == NEWLINE]
-        first = {0} | {ends[line] + 1 for line in read.anew}
+        first = {0} | {ends[line] + 1 for line in read.restarts}
         begins += [i in first for i in range(len(ids))]
-        goes_on.append(streams and ended is None and not read.fault)
-    batch["begins"] = on_tokens(begins, batch["action"])
-    batch["goes_on"] = torch.tensor(goes_on, device=batch["action"].device)
+        was_cut_off.append(streams and ended is None and not read.fault)
+    batch["begins"] = on_tokens(begins, batch["mask"])
+    batch["was_cut_off"] = torch.tensor(was_cut_off, device=batch["mask"].device)
 
 
 def demonstrations(problems, solutions, rng, device, args):
@@ -152,7 +155,7 @@ def demonstrations(problems, solutions, rng, device, args):
         completions = [encode(solution) + [EOS] for solution in solutions]
         imitate = [True] * sum(map(len, completions))
     demos = pack([encode(problem.prompt) for problem in problems], completions, device)
-    return demos | {"imitate": on_tokens(imitate, demos["action"])}
+    return demos | {"imitate": on_tokens(imitate, demos["mask"])}
 
 
 def longest(args, step):
@@ -163,6 +166,10 @@ def longest(args, step):
 
 # ------------------------------------------------------------------------------------------------------------
 # Learning
+
+MEASURED = ["approx_kl", "clipfrac", "entropy", "value_loss"]           # on each token
+METRICS = [*MEASURED, "grad_norm", "explained_variance"]
+
 
 def forward(model, batch):
     """What the learner sees: log-probs of the sampled tokens (B, T), entropy (B, T), value logits (B, T)."""
@@ -187,10 +194,10 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     """
     algorithm = ALGORITHMS[args.algo]
     old_values = batch["old_values"]        # what the policy that sampled thought: for explained_variance
-    if algorithm.uses_ratio:                # it must not see how the sampler rounds
+    if algorithm.uses_ratio:                # the sampler rounds otherwise: so the ratio starts at exactly 1
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     batch["returns"] = discounted_returns(batch, args)
-    batch["advantages"] = algorithm.advantages(batch, args) * batch["action"]
+    batch["advantages"] = algorithm.advantages(batch, args) * batch["mask"]
     generator, grad_norm = torch.Generator().manual_seed(seed), 0.0
     metrics = dict.fromkeys(MEASURED, 0.0)
     for _ in range(args.epochs):
@@ -200,15 +207,15 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
             # The sum over tokens is divided by the number of tokens in all completions together (as in DAPO):
             # each token weighs the same. Were it divided by the length of each completion, a long wrong one
             # would be penalised less per token, and wrong answers would grow (Dr. GRPO).
-            n_tokens, = mean_over_processes([minibatch["action"].sum().item()])
+            n_tokens = mean_count(minibatch["mask"].sum().item())
             if not n_tokens:                # fewer rows than minibatches
                 continue
             metrics = dict.fromkeys(MEASURED, 0.0)                          # of this one
             for _, part in by_length(minibatch):                            # does not change the result
                 loss, measured = losses(model, part, args)
-                (loss * part["action"]).sum().div(n_tokens).backward()
+                (loss * part["mask"]).sum().div(n_tokens).backward()
                 for key, x in measured.items():
-                    metrics[key] += ((x * part["action"]).sum() / n_tokens).item()
+                    metrics[key] += ((x * part["mask"]).sum() / n_tokens).item()
             if args.sft_coef:
                 imitate_teacher(model, demos, args.sft_coef)
             average_gradients(model)
@@ -233,7 +240,7 @@ def imitate_teacher(model, demos, coef):
     """
     To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
     """
-    n_imitated, = mean_over_processes([demos["imitate"].sum().item()])
+    n_imitated = mean_count(demos["imitate"].sum().item())
     for _, part in by_length(demos):
         logprobs, _, _ = forward(model, part)
         (-coef * logprobs * part["imitate"]).sum().div(n_imitated).backward()
@@ -241,15 +248,11 @@ def imitate_teacher(model, demos, coef):
 
 def explained_variance(batch, values):
     """How much of the returns' variance the old values explain: 1 is all, 0 is none."""
-    action = batch["action"]
-    if not action.any():                    # of a process that kept no group
+    mask = batch["mask"]
+    if not mask.any():                    # of a process that kept no group
         return 0.0
-    returns, predicted = batch["returns"][action], values.sigmoid()[action]
+    returns, predicted = batch["returns"][mask], values.sigmoid()[mask]
     return 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
-
-
-MEASURED = ["approx_kl", "clipfrac", "entropy", "value_loss"]
-METRICS = [*MEASURED, "grad_norm", "explained_variance"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -268,7 +271,7 @@ def train(args, run):
             kept = take(batch, useful.repeat_interleave(args.samples))
             # 4, 5. Advantages, losses, steps: see learn.
             metrics = dict.fromkeys(METRICS, math.nan)
-            n_useful, = mean_over_processes([useful.sum().item()])
+            n_useful = mean_count(useful.sum().item())
             if n_useful:
                 lr = args.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / args.steps)
                 with clock(seconds, "learning"):
@@ -277,16 +280,16 @@ def train(args, run):
             count_tokens(run, args, batch, kept, demos, learnt=n_useful > 0)
             metrics = {"reward": rewards.mean().item(),
                        "mixed": is_mixed(rewards, args).float().mean().item(),
-                       "length": batch["action"].sum().item() / len(rewards), **metrics}
+                       "length": batch["mask"].sum().item() / len(rewards), **metrics}
             run.metrics = dict(zip(metrics, mean_over_processes(list(metrics.values()))))
     return seconds
 
 
 def count_tokens(run, args, batch, kept, demos, learnt):
     """What a step cost: prompts are read once for all their samples."""
-    prompt_lengths = batch["action"].int().argmax(1) + 1                # (B,)
+    prompt_lengths = batch["mask"].int().argmax(1) + 1                # (B,)
     n_read = prompt_lengths[::args.samples].sum().item()
-    n_new, n_kept = batch["action"].sum().item(), (kept["idx"] != PAD).sum().item()
+    n_new, n_kept = batch["mask"].sum().item(), (kept["idx"] != PAD).sum().item()
     n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and learnt else 0
     n_old = n_kept if ALGORITHMS[args.algo].uses_ratio else 0           # the old policy's log-probs
     n_learnt = args.epochs * (n_kept + args.minibatches * n_demo)

@@ -26,12 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import solutions
 import streams
+from batches import Example, by_length, on_tokens, pack
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
-from processes import average_gradients, join_processes, mean_over_processes, share_of
+from processes import average_gradients, join_processes, mean_count, mean_over_processes, share_of
 from traces import introduce_words, read_traces, traces_lesson
-from trainer import Example, Run, add_run_flags, by_length, load_stopped, on_tokens, pack
+from trainer import Run, add_run_flags, load_stopped
 from verify import encode
 
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
@@ -125,7 +126,8 @@ def train(args, run, lesson):
     """Do all steps of a run; lesson(args, step) says what each learns from: (problems, examples)."""
     n_workers = args.workers if args.workers is not None else int(run.device.type == "cuda")
     lessons = Lessons(lesson, args, run.start).load(n_workers)
-    for step, (problems, examples) in zip(run.steps(), lessons):        # steps first: they end last, and save
+    # run.steps() stands first, so that zip asks it once more at the end, which logs and saves the last step
+    for step, (problems, examples) in zip(run.steps(), lessons):
         # 1. Now and then, add the model's own attempts, for the value head.
         own = solutions.own_attempts(run.model, problems, args, step)
         n_sampled = sum(len(example.prompt + example.completion) for example in own)
@@ -144,17 +146,17 @@ def train(args, run, lesson):
 
 def make_batch(examples, device):
     """
-    {"idx" (B, T), "next" (B, T), "action" (B, T)} as from pack; "targets" (B, T), what follows each token
+    {"idx" (B, T), "next" (B, T), "mask" (B, T)} as from pack; "targets" (B, T), what follows each token
     where that is to be imitated, -1 (ignored) elsewhere; "labels" (B, T) for the value head, nan where there
     is none.
     """
     prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
     batch = pack(prompts, completions, device)
-    action = batch["action"]                # (B, T), whether what follows belongs to the completion
-    imitate = on_tokens([flag for example in examples for flag in example.imitate], action)
-    labels = torch.full(action.shape, math.nan, device=device)
+    mask = batch["mask"]                # (B, T), whether what follows belongs to the completion
+    imitate = on_tokens([flag for example in examples for flag in example.imitate], mask)
+    labels = torch.full(mask.shape, math.nan, device=device)
     known = [example.labels or [math.nan] * len(example.completion) for example in examples]
-    labels[action] = torch.tensor([label for row in known for label in row], device=device)
+    labels[mask] = torch.tensor([label for row in known for label in row], device=device)
     return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
 
 
@@ -163,8 +165,8 @@ def gradient(model, batch, args):
     Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
     never the prompt's; the value head's over those that have a label.
     """
-    n_imitated, n_labelled = mean_over_processes([(batch["targets"] >= 0).sum().item(),
-                                                  (~batch["labels"].isnan()).sum().item()])
+    n_imitated = mean_count((batch["targets"] >= 0).sum().item())
+    n_labelled = mean_count((~batch["labels"].isnan()).sum().item())
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)

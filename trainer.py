@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -25,10 +24,9 @@ from model import flops_per_token
 from optim import make_optimizers
 from processes import mean_over_processes
 from sample import generate
-from verify import (EOS, HELD_OUT_SEED, PAD, decode, encode, get_task, held_out_problems, is_correct,
+from verify import (EOS, HELD_OUT_SEED, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
 
-TOKENS_AT_ONCE = 2048                       # so many go through the model at a time; changes no result
 SAVE_EVERY = 60                             # seconds, at most
 SHOWN = 10                                  # problems of which a sample is kept at each row of the table
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "samples", "optimizers")
@@ -73,57 +71,6 @@ def load_stopped(name, args, device):
     kept = {name: value for name, value in vars(args).items() if name in free}
     vars(args).update(checkpoint["flags"] | kept)
     return model, checkpoint
-
-
-@dataclass
-class Example:
-    prompt: list                            # token ids
-    completion: list                        # token ids, <|eos|> included where it ended
-    imitate: list                           # of bool, for each token of the completion
-    labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
-
-
-def pack(prompts, completions, device):
-    """
-    Lists of token ids -> {"idx" (B, T), "next" (B, T), "action" (B, T)}: prompt, completion, padding; what
-    follows each token; and whether that belongs to the completion.
-    """
-    T = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions))
-    rows, action = np.full((len(prompts), T), PAD), np.zeros((len(prompts), T), dtype=bool)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        end = len(prompt) + len(completion)
-        rows[row, :end] = prompt + completion
-        action[row, len(prompt):end] = True
-    rows, action = torch.from_numpy(rows).to(device), torch.from_numpy(action).to(device)
-    return {"idx": rows[:, :-1], "next": rows[:, 1:], "action": action[:, 1:]}
-
-
-def on_tokens(flags, action):
-    """A bool for each token of all completions, row after row -> (B, T), False elsewhere."""
-    marked = torch.zeros_like(action)       # indexed by a mask, a matrix is filled row by row
-    marked[action] = torch.tensor(flags, dtype=torch.bool, device=action.device)
-    return marked
-
-
-def take(batch, rows):
-    return {key: tensor[rows] for key, tensor in batch.items()}
-
-
-def by_length(batch, n_tokens=TOKENS_AT_ONCE):
-    """
-    (rows, what the batch holds of them) for some rows at a time, of like length and without the padding
-    behind them: no more than n_tokens, padding included, unless a single row is longer.
-    """
-    # The column behind the last token of each row: argmax finds the first True from the end.
-    lengths = batch["action"].size(1) - batch["action"].flip(1).int().argmax(1)             # (B,)
-    order = lengths.argsort(stable=True)
-    start, longest = 0, lengths[order].tolist()
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - start) * longest[end] > n_tokens:
-            rows, T = order[start:end], longest[end - 1]
-            part = take(batch, rows)
-            yield rows, {key: tensor[:, :T] if tensor.dim() == 2 else tensor for key, tensor in part.items()}
-            start = end
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,17 @@ Problems, the language they are written in, and the exact judge of every answer 
 
 What a task's own steps are stands in its file (countdown.py, expression.py). Here is what no task owns: the
 tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
-steps it knows three kinds of line: `wait` takes back the last step that stands; `wait 9 3 5 2>24` all steps
-since that was left, and so goes back to a problem that it restates; `?yes` or `?no` is the writer's own
-verdict. A completion is judged by the steps that stand at its end.
+steps there are three kinds of line. `wait` takes back the last step that stands. `wait P`, such as
+`wait 9 3 5 2>24`, restates a problem P that was left before, and takes back every step since then. `?yes` or
+`?no` is the writer's own verdict. A completion is judged by the steps that stand at its end:
+
+    line                   what stands after it
+                           9 3 5 2
+    9-5=4,3 2 4            9 3 5 2 -> 3 2 4
+    3+2=5,4 5              9 3 5 2 -> 3 2 4 -> 4 5
+    wait 3 2 4>24          9 3 5 2 -> 3 2 4
+    3*2=6,4 6              9 3 5 2 -> 3 2 4 -> 4 6
+    4*6=24,24              9 3 5 2 -> 3 2 4 -> 4 6 -> 24
 
 The verifier is safe to hand anything a model can write: nothing is ever passed to eval, a line is either
 matched by a regular expression that tries each character a bounded number of times or walked through once,
@@ -186,12 +194,12 @@ class Step(NamedTuple):
 class Replay:
     """
     What a completion comes to. After the lines a, b, `wait`, c the steps a and c stand: standing is then the
-    prompt, a (line 0) and c (line 3).
+    prompt (line -1), a (line 0) and c (line 3).
     """
     standing: list                          # of Step, the prompt first
     fault: str                              # a fault of structure at which reading stopped, or ""
     said_yes: bool                          # whether the last word was ?yes
-    anew: list                              # the lines, from 0, that go back to the problem itself
+    restarts: list                          # the lines, from 0, that go back to the problem itself
 
     @property
     def state(self):
@@ -199,7 +207,10 @@ class Replay:
 
 
 def n_kept(problem, standing, line):
-    """How many of the standing steps still stand after a `wait` or a `wait P`; 0 if there is no way back."""
+    """
+    How many of the standing steps, the prompt counted, still stand after a `wait` or a `wait P`: 1 is back at
+    the problem; 0, there is no way back.
+    """
     if line == "wait":
         return len(standing) - 1
     task, text = TASKS[problem.task], line.removeprefix("wait ")
@@ -214,24 +225,24 @@ def n_kept(problem, standing, line):
 def replay(problem, completion):
     """Read a completion line by line. Text after the last newline is not a line."""
     task = TASKS[problem.task]
-    standing, said_yes, anew = [Step(-1, task.start(problem))], False, []
+    standing, said_yes, restarts = [Step(-1, task.start(problem))], False, []
     for number, line in enumerate(completion.split("\n")[:-1]):
         if said_yes:
-            return Replay(standing, "something follows ?yes", said_yes, anew)
+            return Replay(standing, "something follows ?yes", said_yes, restarts)
         if line == "wait" or line.startswith("wait "):
             n = n_kept(problem, standing, line)
             if not n:
-                return Replay(standing, f"{show(line)} with nothing to take back", False, anew)
+                return Replay(standing, f"{show(line)} with nothing to take back", False, restarts)
             del standing[n:]
-            if n == 1:
-                anew.append(number)
+            if n == 1:                      # only the prompt stands
+                restarts.append(number)
         elif line in ("?yes", "?no"):
             said_yes = line == "?yes"
         elif standing[-1].state is None:
             standing.append(Step(number, None, "built on a wrong line"))
         else:
             standing.append(Step(number, *task.step(problem, standing[-1].state, line)))
-    return Replay(standing, "", said_yes, anew)
+    return Replay(standing, "", said_yes, restarts)
 
 
 def verify(problem, completion):

@@ -31,7 +31,8 @@ from common import between, positive, run_script, whole
 from processes import share_of
 from solutions import arithmetic_only, draw_problems, lesson, lesson_on, outcomes, stage, worked
 from streams import SEEN_TARGETS, parts, piece
-from trainer import Example, Run
+from batches import Example
+from trainer import Run
 from verify import EOS, TASKS, encode, make_problem, make_problems, random_steps, state_value
 
 STATES = 4                                  # for each problem that is solved

@@ -49,7 +49,7 @@ from plot import read
 from sample import generate
 from solutions import hard_part
 from train_sft import make_batch
-from trainer import by_length
+from batches import by_length
 from verify import EOS, TASKS, encode, held_out_problems, is_correct, make_problems
 
 TERA = 1e12

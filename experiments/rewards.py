@@ -50,13 +50,13 @@ def line_rewards(batch, potentials):
     there are: a shaping that leaves the best policy what it was (Ng et al. 1999). Sums of the potentials
     themselves would pay for lines, right or not.
     """
-    idx, action = batch["idx"], batch["action"]
+    idx, mask = batch["idx"], batch["mask"]
     column = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
     line_end = column.where(idx == NEWLINE, 0).cummax(1).values         # where the last whole line ended
     before = potentials.gather(1, line_end)
-    after = F.pad(potentials[:, 1:], (0, 1)).where(~last_tokens(action), batch["rewards"][:, None])
-    ends_line = (batch["next"] == NEWLINE) | last_tokens(action)
-    return (after - before) * (action & ends_line)
+    after = F.pad(potentials[:, 1:], (0, 1)).where(~last_tokens(mask), batch["rewards"][:, None])
+    ends_line = (batch["next"] == NEWLINE) | last_tokens(mask)
+    return (after - before) * (mask & ends_line)
 
 
 def process_advantages(batch, args):
@@ -65,11 +65,11 @@ def process_advantages(batch, args):
     lambda = 1 the sum is the verdict less one potential, as with an outcome reward: lambda must be lower.
     """
     _, _, values = forward_all(reference_of(batch, args), batch)
-    return lambda_sums(line_rewards(batch, values.sigmoid()), batch["action"], args.lam)
+    return lambda_sums(line_rewards(batch, values.sigmoid()), batch["mask"], args.lam)
 
 
 def exact_advantages(batch, args):
-    return lambda_sums(line_rewards(batch, exact_potentials(batch)), batch["action"], args.lam)
+    return lambda_sums(line_rewards(batch, exact_potentials(batch)), batch["mask"], args.lam)
 
 
 def exact_potentials(batch):

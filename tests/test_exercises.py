@@ -82,7 +82,7 @@ def test_rollouts_are_rewarded_so(monkeypatch, short):
     args = with_flags(short=short)
     batch, _ = train_rl.rollout(random_model(), args, 3, Counter())
     verdicts = (torch.arange(1, n_asked["all"] + 1) % 3 > 0).double()
-    expected = short_rewards(verdicts, batch["action"].sum(1), args) if short else verdicts
+    expected = short_rewards(verdicts, batch["mask"].sum(1), args) if short else verdicts
     torch.testing.assert_close(batch["rewards"], expected)
     assert train_rl.make_parser().parse_args([]).short == 0
     assert train_rl.make_parser().parse_args(["--short", "0.4"]).short == 0.4

@@ -24,7 +24,7 @@ from sample import Samples
 from scripts import TABLES, TINY_RL, run, run_here, table, tiny_base
 from search import METHODS, run_method
 from solutions import stage
-from trainer import pack
+from batches import pack
 from test_rl import fixed_batch
 from train_rl import forward
 from verify import (ENCODING, EOS, NEWLINE, TASKS, decode, encode, held_out_problems, parse_problem, solve,
@@ -82,7 +82,7 @@ def test_tables_have_what_the_experiments_add():
 def test_pass_k_weighs_groups_by_the_slope_of_pass_at_k():
     rewarded = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])
     batch = {"rewards": rewarded, "returns": rewarded[:, None].expand(8, 2),
-             "action": torch.ones(8, 2, dtype=torch.bool)}
+             "mask": torch.ones(8, 2, dtype=torch.bool)}
     advantages = rewards.pass_k_advantages(batch, with_flags(samples=4, pass_k=3))
     assert advantages.shape == (8, 2) and torch.equal(advantages[:, 0], advantages[:, 1])
     for group, p in zip(advantages[:, 0].view(2, 4), (0.25, 0.75)):
@@ -154,7 +154,7 @@ def test_kl_penalty_holds_the_policy_back(monkeypatch):
             train_rl.learn(model, optimizers, batch, None, args, 1e-3, seed=0)
         with torch.no_grad():
             log_ratio = forward(reference, batch)[0] - forward(model, batch)[0]
-            moved.append((log_ratio.exp() - 1 - log_ratio)[batch["action"]].mean().item())
+            moved.append((log_ratio.exp() - 1 - log_ratio)[batch["mask"]].mean().item())
     assert moved[1] < 0.7 * moved[0]
 
 

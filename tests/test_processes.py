@@ -21,7 +21,7 @@ from model import GPT, GPTConfig
 from scripts import ROOT, TINY_SFT, run, table, tiny_base
 from traces import read_traces
 from train_sft import gradient, make_batch, make_parser
-from trainer import Example
+from batches import Example
 from verify import make_problems
 
 RNG = random.Random(0)

@@ -14,7 +14,7 @@ import train_rl
 from algorithms import ALGORITHMS, discounted_returns
 from model import GPT, GPTConfig
 from optim import make_optimizers
-from trainer import by_length, pack
+from batches import by_length, pack
 from train_rl import forward, forward_all, make_parser, rollout
 from verify import EOS, PAD, decode, encode, parse_problem, verify
 
@@ -39,14 +39,14 @@ def random_model(seed=0):
 # ------------------------------------------------------------------------------------------------------------
 # Advantages and losses
 
-def advantages_of(algo, rewards, values, action, **flags):
-    """values are probabilities; what learn multiplies with the action mask."""
-    batch = {"rewards": rewards, "old_values": values.logit(), "action": action,
-             "begins": action & (action.cumsum(1) == 1),
-             "goes_on": torch.zeros(len(action), dtype=torch.bool)}
+def advantages_of(algo, rewards, values, mask, **flags):
+    """values are probabilities; what learn multiplies with the completion mask."""
+    batch = {"rewards": rewards, "old_values": values.logit(), "mask": mask,
+             "begins": mask & (mask.cumsum(1) == 1),
+             "was_cut_off": torch.zeros(len(mask), dtype=torch.bool)}
     args = with_flags(algo=algo, **flags)
     batch["returns"] = discounted_returns(batch, args)
-    return ALGORITHMS[algo].advantages(batch, args) * action
+    return ALGORITHMS[algo].advantages(batch, args) * mask
 
 
 def loss_of(algo, logprobs, old_logprobs, advantages):
@@ -64,9 +64,9 @@ def test_reinforce_advantage_is_reward_minus_group_mean():
 
 
 def test_a_reward_is_worth_half_a_half_life_later():
-    action = (torch.arange(9) > 1).expand(2, 9)
-    batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 9), "action": action,
-             "begins": (torch.arange(9) == 2).expand(2, 9), "goes_on": torch.zeros(2, dtype=torch.bool)}
+    mask = (torch.arange(9) > 1).expand(2, 9)
+    batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 9), "mask": mask,
+             "begins": (torch.arange(9) == 2).expand(2, 9), "was_cut_off": torch.zeros(2, dtype=torch.bool)}
     returns = discounted_returns(batch, with_flags(half_life=3, samples=2))
     assert returns[:, 2:].tolist() == [pytest.approx([0.25, 0.5 ** (5 / 3), 0.5 ** (4 / 3), 0.5,
                                                       0.5 ** (2 / 3), 0.5 ** (1 / 3), 1.0]), [0.0] * 7]
@@ -76,18 +76,18 @@ def test_a_reward_is_worth_half_a_half_life_later():
 
 def test_an_attempt_is_credited_with_its_own_success():
     """Two streams: three attempts, of which the third succeeds; two, the second of them cut off or lost."""
-    action = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]]).bool()
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]]).bool()
     begins = torch.tensor([[0, 1, 0, 1, 1, 0, 0], [0, 1, 0, 1, 0, 0, 0]]).bool()
     for cut in (False, True):
-        batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 7), "action": action,
-                 "begins": begins, "goes_on": torch.tensor([False, cut])}
+        batch = {"rewards": torch.tensor([1.0, 0.0]), "old_values": torch.zeros(2, 7), "mask": mask,
+                 "begins": begins, "was_cut_off": torch.tensor([False, cut])}
         returns = discounted_returns(batch, with_flags(half_life=1, samples=2))
         # At five beginnings, three before success; two, 3 and 1 tokens before a cut, go on with the same
         anew = (1 / 32 + 1 / 8 + 1 / 4) / (5 - cut * (1 / 8 + 1 / 2))
         end = anew if cut else 0.0
         expected = [[anew / 4, anew / 2, anew / 2, 1 / 4, 1 / 2, 1], [anew / 4, anew / 2, end / 2, end]]
         for row, values in enumerate(expected):
-            assert returns[row][action[row]].tolist() == pytest.approx(values)
+            assert returns[row][mask[row]].tolist() == pytest.approx(values)
 
 
 def test_attempts_begin_behind_returns_to_the_problem():
@@ -97,9 +97,9 @@ def test_attempts_begin_behind_returns_to_the_problem():
     completions = [encode(text) for text in texts]
     batch = pack([encode(problem.prompt)] * 2, completions, "cpu")
     train_rl.mark_attempts(batch, [problem] * 2, completions, [None, None], streams=True)
-    assert batch["goes_on"].tolist() == [True, False]
+    assert batch["was_cut_off"].tolist() == [True, False]
     for row, text in enumerate(texts):
-        found = batch["begins"][row][batch["action"][row]].nonzero()[:, 0].tolist()
+        found = batch["begins"][row][batch["mask"][row]].nonzero()[:, 0].tolist()
         behind = "wait 9 3 5 2>24\n" if row == 0 else "wait\n"
         assert found == [0, len(encode(text[:text.index(behind)] + behind))]
 
@@ -203,20 +203,20 @@ def test_rollout_rows_are_prompt_completion_padding():
     model = random_model()
     batch, demos = rollout(model, with_flags(sft_coef=0.5), 3, Counter())
     assert len(batch["idx"]) == ARGS.prompts * ARGS.samples
-    for idx, nxt, action, earned in zip(*(batch[key] for key in ("idx", "next", "action", "rewards"))):
+    for idx, nxt, mask, earned in zip(*(batch[key] for key in ("idx", "next", "mask", "rewards"))):
         assert idx[1:].tolist() == nxt[:-1].tolist()
-        prompt = idx[:int(action.nonzero()[0]) + 1].tolist()
+        prompt = idx[:int(mask.nonzero()[0]) + 1].tolist()
         problem = parse_problem(decode(prompt))
-        completion = nxt[action].tolist()
+        completion = nxt[mask].tolist()
         row = prompt + completion
         assert (idx.tolist() + nxt.tolist()[-1:])[:len(row)] == row
         assert not any((idx.tolist() + nxt.tolist()[-1:])[len(row):]) and PAD == 0
         ended = completion[-1] == EOS
         assert bool(earned) == (ended and verify(problem, decode(completion[:-1])).correct)
-    assert demos["imitate"].equal(demos["action"])
-    for idx, nxt, action, _ in zip(*demos.values()):
-        problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
-        completion = nxt[action].tolist()
+    assert demos["imitate"].equal(demos["mask"])
+    for idx, nxt, mask, _ in zip(*demos.values()):
+        problem = parse_problem(decode(idx[:int(mask.nonzero()[0]) + 1].tolist()))
+        completion = nxt[mask].tolist()
         assert completion[-1] == EOS and verify(problem, decode(completion[:-1])).correct
 
 
@@ -229,8 +229,8 @@ def test_rewards_belong_to_their_samples(monkeypatch):
     monkeypatch.setattr(train_rl, "is_correct", is_correct)
     batch, _ = rollout(random_model(), ARGS, 3, Counter())
     for row, (prompt, ids) in enumerate(asked):
-        action = batch["action"][row]
-        n_prompt, completion = int(action.nonzero()[0]) + 1, batch["next"][row][action].tolist()
+        mask = batch["mask"][row]
+        n_prompt, completion = int(mask.nonzero()[0]) + 1, batch["next"][row][mask].tolist()
         assert decode(batch["idx"][row, :n_prompt].tolist()) == prompt
         assert (completion[:-1] if completion[-1] == EOS else None) == ids
         assert batch["rewards"][row] == ((row + 1) % 3 == 0)
@@ -242,8 +242,8 @@ def test_rollout_keeps_log_probs_and_values_where_the_learner_has_them():
     model = random_model()
     batch, _ = rollout(model, ARGS, 5, Counter())
     logprobs, _, values = forward(model, batch)
-    torch.testing.assert_close(batch["old_logprobs"], logprobs.detach() * batch["action"], rtol=0, atol=1e-10)
-    torch.testing.assert_close(batch["old_values"], values.detach() * batch["action"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(batch["old_logprobs"], logprobs.detach() * batch["mask"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(batch["old_values"], values.detach() * batch["mask"], rtol=0, atol=1e-10)
 
 
 def test_streams_grow_from_a_quarter_but_never_from_nothing():
@@ -266,10 +266,10 @@ def fixed_batch(model):
     """Two samples of one problem, one rewarded, as if sampled by the model."""
     torch.manual_seed(1)
     idx = torch.randint(3, 24, (2, 12))
-    action = torch.zeros(2, 11, dtype=torch.bool)
-    action[:, 5:] = True
+    mask = torch.zeros(2, 11, dtype=torch.bool)
+    mask[:, 5:] = True
     rewards = torch.tensor([1.0, 0.0], dtype=torch.double)
-    batch = {"idx": idx[:, :-1], "next": idx[:, 1:], "action": action, "rewards": rewards}
+    batch = {"idx": idx[:, :-1], "next": idx[:, 1:], "mask": mask, "rewards": rewards}
     with torch.no_grad():
         batch["old_logprobs"], _, batch["old_values"] = forward(model, batch)
     return batch
@@ -294,14 +294,14 @@ def test_a_few_rows_at_a_time_are_the_whole_batch():
     for rows, part in by_length(batch, 120):
         seen += rows.tolist()
         widths.append(part["idx"].size(1))
-        assert part["action"].any(0)[-1]    # cut, but not too short
-        assert part["action"].sum() == batch["action"][rows].sum()
+        assert part["mask"].any(0)[-1]    # cut, but not too short
+        assert part["mask"].sum() == batch["mask"][rows].sum()
         assert part["idx"].numel() <= 120
     assert sorted(seen) == list(range(len(batch["idx"])))
     assert widths == sorted(widths) and widths[0] < widths[-1]
     for column, whole in zip(forward_all(model, batch), forward(model, batch)):
-        expected = whole.detach()[batch["action"]]
-        torch.testing.assert_close(column[batch["action"]], expected, rtol=0, atol=1e-10)
+        expected = whole.detach()[batch["mask"]]
+        torch.testing.assert_close(column[batch["mask"]], expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("algo, epochs, minibatches", [("filter", 1, 1), ("reinforce", 1, 1), ("ppo", 2, 2)])
@@ -313,7 +313,7 @@ def test_learning_prefers_what_was_rewarded(algo, epochs, minibatches):
 
     def total():
         logprobs, _, values = forward(model, batch)
-        return (logprobs * batch["action"]).sum(1), (values * batch["action"]).sum(1) / 6
+        return (logprobs * batch["mask"]).sum(1), (values * batch["mask"]).sum(1) / 6
     before, values_before = total()
     for _ in range(3):
         metrics = train_rl.learn(model, optimizers, batch, None, args, 1e-3, seed=0)
@@ -360,10 +360,10 @@ def test_every_token_counts_the_same_however_long_its_completion():
     """The gradient is that of the sum over all tokens, divided by how many they are."""
     model = random_model()
     batch = fixed_batch(model)
-    batch["action"][0, 8:] = False          # a short one and a long one
+    batch["mask"][0, 8:] = False          # a short one and a long one
     args = with_flags(samples=2, value_coef=0.0)
     logprobs, _, _ = forward(model, batch)
-    loss = -(torch.tensor([[0.5], [-0.5]]) * logprobs * batch["action"]).sum() / batch["action"].sum()
+    loss = -(torch.tensor([[0.5], [-0.5]]) * logprobs * batch["mask"]).sum() / batch["mask"].sum()
     expected = torch.autograd.grad(loss, model.lm_head.weight)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_rl, "optimizer_step", lambda model, optimizers, lr: 0.0)
@@ -378,11 +378,11 @@ def test_worked_solutions_are_imitated_beside():
         model = random_model()
         batch, demos = rollout(model, with_flags(sft_coef=0.5), 7, Counter())
         batch["rewards"] = torch.zeros_like(batch["rewards"])
-        before = (forward(model, demos)[0] * demos["action"]).sum().item()
+        before = (forward(model, demos)[0] * demos["mask"]).sum().item()
         args = with_flags(sft_coef=sft_coef, value_coef=0.0)
         for _ in range(3):
             train_rl.learn(model, make_optimizers(model, 1e-3), batch, demos, args, 1e-3, seed=0)
-        gained.append((forward(model, demos)[0] * demos["action"]).sum().item() - before)
+        gained.append((forward(model, demos)[0] * demos["mask"]).sum().item() - before)
     assert gained[0] == 0 and gained[1] > 1
 
 
@@ -391,10 +391,10 @@ def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_ch
     assert rollout(model, with_flags(level=4, streams=True, max_tokens=20, steps=9), 7, Counter())[1] is None
     _, demos = rollout(model, args, 7, Counter())
     n_hidden = 0
-    for idx, nxt, action, flags in zip(*demos.values()):
-        problem = parse_problem(decode(idx[:int(action.nonzero()[0]) + 1].tolist()))
-        assert verify(problem, decode(nxt[action][:-1].tolist())).correct and not (flags & ~action).any()
-        n_hidden += (action & ~flags).sum().item()
+    for idx, nxt, mask, flags in zip(*demos.values()):
+        problem = parse_problem(decode(idx[:int(mask.nonzero()[0]) + 1].tolist()))
+        assert verify(problem, decode(nxt[mask][:-1].tolist())).correct and not (flags & ~mask).any()
+        n_hidden += (mask & ~flags).sum().item()
     assert n_hidden > 10
     train_rl.imitate_teacher(model, demos, 0.5)
     gradient = model.lm_head.weight.grad.clone()
@@ -417,7 +417,7 @@ def test_a_process_without_a_useful_group_learns_nothing_by_itself():
 
 def test_entropy_bonus_raises_the_entropy():
     def entropy(model, batch):
-        return forward(model, batch)[1][batch["action"]].mean().item()
+        return forward(model, batch)[1][batch["mask"]].mean().item()
     ends = []
     for coef in (0.0, 1.0):
         model = random_model()
@@ -430,8 +430,8 @@ def test_entropy_bonus_raises_the_entropy():
 
 
 def test_explained_variance():
-    action, rewards = torch.ones(2, 3, dtype=torch.bool), torch.tensor([1.0, 0.0])
-    batch = {"action": action, "returns": rewards[:, None].expand(2, 3)}
+    mask, rewards = torch.ones(2, 3, dtype=torch.bool), torch.tensor([1.0, 0.0])
+    batch = {"mask": mask, "returns": rewards[:, None].expand(2, 3)}
     known = torch.tensor([[50.0] * 3, [-50.0] * 3])
     assert train_rl.explained_variance(batch, known) == pytest.approx(1)
     assert train_rl.explained_variance(batch, torch.zeros(2, 3)) == pytest.approx(0)
