@@ -29,7 +29,7 @@ from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 
 OPERATORS = "+-*/"
 NUMBERS, TARGETS = range(1, 100), range(10, 101)        # of the problems that are drawn
-MULTIPLY = 0.3      # early in training, the share of problems that must multiply or divide
+MULTIPLY = 0.3                              # early in training, the share of hard problems, see draw
 NEAR = 0.2              # a near miss is off by less than this share
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
 STEP = re.compile("(N)([-+*/])(N)=(N),([0-9 ]+)(?:>(N))?".replace("N", f"(?:{NUMBER.pattern})"))
@@ -48,7 +48,7 @@ class Countdown(Task):
 
     # The language
 
-    def owns(self, text):
+    def looks_like_prompt(self, text):
         return ">" in text
 
     def parse(self, text):
@@ -87,7 +87,7 @@ class Countdown(Task):
     def in_order(self, state):
         return tuple(sorted(state, reverse=True))
 
-    def names(self, problem, state, text):
+    def is_restated_by(self, problem, state, text):
         numbers, target = read_prompt(text) or ((), None)
         return target == problem.target and len(numbers) == len(state) and sorted(numbers) == sorted(state)
 
@@ -113,10 +113,12 @@ class Countdown(Task):
     # Problems, and room for what is written
 
     def draw(self, level, n, rng, accept, progress, targets=None):
-        """Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1)."""
+        """
+        Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). The first of the
+        problems are hard, they must multiply or divide: 30 % in the first half of training, none at its end.
+        """
         wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
-        # The first of the problems must multiply or divide, fewer and fewer in the second half of training
-        hard = MULTIPLY * min(1.0, 2 - 2 * progress)
+        n_hard = MULTIPLY * min(1.0, 2 - 2 * progress) * n
         problems, solutions = [None] * n, [None] * n
         width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
         waiting, n_draws = np.arange(n), 0
@@ -125,8 +127,8 @@ class Countdown(Task):
             numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
             hits = find_hits(numbers, wanted[rows])                 # (L, width)
             paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
-            gives_up = rng.random(width) < 0.02                 # with 2 numbers, some targets are sums only
-            good = hits.any(0) & ((rows >= hard * n) | multiplies(paths, level) | gives_up)
+            may_be_easy = rng.random(width) < 0.02              # with 2 numbers, some targets are sums only
+            good = hits.any(0) & ((rows >= n_hard) | multiplies(paths, level) | may_be_easy)
             for k in np.flatnonzero(good):
                 if problems[rows[k]] is None:
                     problem = make_problem(tuple(numbers[k].tolist()), int(wanted[rows[k]]))
@@ -170,7 +172,7 @@ class Countdown(Task):
         factors = factors_of(problem.target)
         return sum(min(abs(number - f) for f in factors) for number in state)
 
-    # For the teachers: solutions.py and streams.py
+    # For the teachers, solutions.py and streams.py: on a first reading, come back when they are met there
 
     def hard_part(self, solution):
         return solution[:solution.index(",") + 1]               # the first step: the rest is soon mastered
@@ -190,8 +192,8 @@ class Countdown(Task):
 
     def slip(self, problem, state, rng):
         """
-        Two of the numbers and a result near to right, or a quotient without its remainder; or a near miss
-        that says it were none.
+        Two of the numbers and a result near to the right one, or a quotient without its remainder; or a near
+        miss that is said to come to what would help.
         """
         near = self.near_misses(problem, state) if rng.random() < 0.5 else []
         if near:
@@ -283,12 +285,11 @@ def solutions(numbers, target):
 # pair, (0, 2), with the second operator, -; then choice 1, the only pair that is left with -.
 
 def find_hits(numbers, targets):
-    """
-    Which of all paths end in the target: (B, n), (B,) -> (L, B) of bool; L = 4, 48, 1152, 46080, … for n = 2,
-    3, 4, 5, …
-    """
+    """Which of all L paths reach the target: (B, n), (B,) -> (L, B); L is 4, 48, 1152, 46080 for n = 2 to 5."""
     B, n = numbers.shape
-    states = np.asarray(numbers, dtype=np.float64).T  # (n, B): B states side by side, so that loops are long
+    # (n, L B): a column for each of the L paths so far of each of the B problems. The new choice is the
+    # outermost of a column's digits, so the first step stays the lowest one of a path.
+    states = np.asarray(numbers, dtype=np.float64).T
     legal = np.ones((1, B), dtype=bool)
     while len(states) > 2:
         states, ok = all_steps(states.reshape(len(states), -1))     # (n - 1, K, L B), (K, L B)

@@ -41,7 +41,7 @@ class Expression(Task):
     rules = "Work it out: each line has the same value and fewer operators. `wait` takes steps back."
     example = "(12+7)*3-5="
 
-    def owns(self, text):
+    def looks_like_prompt(self, text):
         return text.endswith("=")
 
     def parse(self, text):

@@ -10,9 +10,11 @@ column on:
     row 0      9 8 _ 1 1 > 8 7    \\n  9  8  -  ...       98 11>87
     row 1      5 _ 5 > 1 0 . .    \\n  5  +  5  ...       5 5>10
 
-The columns that a short prompt leaves empty (.) are masked, and a token's position in its text is kept apart
-from its column. So greedy decoding of a row does not depend on its neighbours, but for rounding. The sampled
-stop token belongs to the sample: it has a log-prob, it is inside the mask, so that stopping can be learnt.
+With P tokens in the longest prompt (9 here), column P - 1 is where sampling starts. That is where tokens are
+read; what is sampled behind a token is noted in that token's column. The columns that a short prompt leaves
+empty (.) are masked, and a token's position in its text is kept apart from its column. So greedy decoding of
+a row does not depend on its neighbours, but for rounding. The sampled stop token belongs to the sample: it
+has a log-prob, it is inside the mask, so that stopping can be learnt.
 
 A step (`Decoder.step`) touches buffers that stay where they are, and nothing else. On a CPU it is called as
 it is. On a GPU a model this small waits for kernels to be launched, so there the step is captured in a CUDA
@@ -78,11 +80,7 @@ def sample_token(logits, temperature, generator=None):
 
 
 class Decoder:
-    """
-    B rows of up to T_all columns that advance by one token a step. All that a step reads and writes are these
-    buffers, the model's weights and a generator: so it can be captured in a CUDA graph, which replays kernels
-    on fixed addresses.
-    """
+    """B rows of up to T_all columns that advance by one token a step, in buffers that stay where they are."""
 
     def __init__(self, model, B, T_all, temperature, stop_tokens, n_top):
         self.model, self.temperature, self.n_top = model, temperature, n_top
@@ -92,19 +90,18 @@ class Decoder:
         def zeros(*shape, dtype=torch.long):
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        # On CUDA all columns are there from the start, as addresses must stay. On a CPU they are added as
-        # they are needed: its matrix product would copy a part of the columns to work on it.
+        # On CUDA all columns are there from the start, as addresses must stay. On a CPU, whose matrix product
+        # would copy a part of them to work on it, they are added as they are needed.
         self.cache = KVCache(model, B, T_all if device.type == "cuda" else 0)
         self.cache.columns = zeros(1)       # where the token that is read now goes
         self.rows = SimpleNamespace(
             index=zeros(B),                                             # which row of the samples this is
             window=zeros(B, 1, n_gram),                     # the last tokens; the last one is not read yet
             position=zeros(B, 1),                                   # where in its text the last token stands
-            # Attention mask: 0 where it may look, else -inf
-            seen=zeros(B, 1, T_all, dtype=self.cache.k.dtype),
+            seen=zeros(B, 1, T_all, dtype=self.cache.k.dtype),          # 0 where it may look, else -inf
             length=zeros(B), limit=zeros(B),                            # tokens sampled so far; at most
             alive=zeros(B, dtype=torch.bool),                           # whether more will come
-            tokens=zeros(B, T_all),                         # in column c, what was sampled after reading it
+            tokens=zeros(B, T_all),                         # in each column what was sampled behind it
             logprobs=zeros(B, T_all, dtype=weight.dtype),
             values=zeros(B, T_all, dtype=weight.dtype),
             top_logprobs=zeros(B, T_all, n_top, dtype=weight.dtype),
@@ -141,6 +138,55 @@ class Decoder:
         rows.alive &= (rows.length < rows.limit) & (tokens[:, None] != self.stop_tokens).all(1)
         column += 1                         # in place: it is the cache's, too
 
+    def advance(self):
+        """One step, over no more columns than it needs."""
+        T = -(-(self.column + 1) // self.block) * self.block
+        self.cache.look_at(T)
+        self.graphs.get(T, self.step)()
+        self.column += 1
+
+    def begin(self, cache, prompts, copies, limit, seed):
+        """Rows that go on from prompts; the cache has all but their last tokens. copies: row -> which prompt."""
+        rows, device = self.rows, self.cache.k.device
+        start, n_gram = max(map(len, prompts)) - 1, rows.window.size(2)
+        copies = torch.tensor(copies, device=device)                    # (n,)
+        length = torch.tensor([len(prompt) for prompt in prompts], device=device)[copies]
+        windows = torch.tensor([([0] * n_gram + prompt)[-n_gram:] for prompt in prompts], device=device)
+        n = len(copies)
+        self.n = n
+        self.restart(start, seed)
+        self.cache.copy(cache, copies, start)
+        rows.index[:n] = torch.arange(n, device=device)
+        rows.window[:n, 0] = windows[copies]
+        rows.position[:n, 0] = length - 1
+        rows.seen.fill_(float("-inf"))
+        empty = torch.arange(start, device=device) >= length[:, None] - 1               # (n, start)
+        rows.seen[:n, 0, :start] = rows.seen.new_zeros(n, start).masked_fill(empty, float("-inf"))
+        rows.limit[:n] = torch.tensor(limit, device=device)
+        rows.alive[:n] = True
+        return self
+
+    def take(self, other, kept, seed):
+        """Go on with rows kept (n,) of another, larger decoder with as many columns."""
+        assert other is not self
+        n = len(kept)
+        self.n = n
+        self.restart(other.column, seed)
+        self.cache.copy(other.cache, kept, other.column)
+        for name, buffer in vars(self.rows).items():
+            buffer[:n] = getattr(other.rows, name)[kept]
+        return self
+
+    def restart(self, column, seed):
+        """Forget all rows."""
+        for buffer in vars(self.rows).values():
+            buffer.zero_()
+        self.column = column
+        self.cache.columns.fill_(column)
+        self.generator.manual_seed(seed)
+
+    # On CUDA only: may be skipped on a first reading
+
     def capture(self, T):
         """The step that looks at T columns, as a CUDA graph: a function that replays it."""
         self.cache.look_at(T)
@@ -157,56 +203,6 @@ class Decoder:
         with torch.cuda.graph(graph):
             self.step()
         return graph.replay
-
-    def advance(self):
-        """One step, over no more columns than it needs."""
-        T = -(-(self.column + 1) // self.block) * self.block
-        self.cache.look_at(T)
-        self.graphs.get(T, self.step)()
-        self.column += 1
-
-    def begin(self, cache, prompts, copies, limit, seed):
-        """
-        Rows that go on from prompts: copies says for each row which prompt. The cache holds all of them but
-        the last tokens.
-        """
-        rows, device = self.rows, self.cache.k.device
-        T, n_gram = max(map(len, prompts)) - 1, rows.window.size(2)
-        copies = torch.tensor(copies, device=device)                    # (n,)
-        length = torch.tensor([len(prompt) for prompt in prompts], device=device)[copies]
-        windows = torch.tensor([([0] * n_gram + prompt)[-n_gram:] for prompt in prompts], device=device)
-        n = len(copies)
-        self.n = n
-        self.restart(T, seed)
-        self.cache.copy(cache, copies, T)
-        rows.index[:n] = torch.arange(n, device=device)
-        rows.window[:n, 0] = windows[copies]
-        rows.position[:n, 0] = length - 1
-        rows.seen.fill_(float("-inf"))
-        empty = torch.arange(T, device=device) >= length[:, None] - 1   # (n, T)
-        rows.seen[:n, 0, :T] = rows.seen.new_zeros(n, T).masked_fill(empty, float("-inf"))
-        rows.limit[:n] = torch.tensor(limit, device=device)
-        rows.alive[:n] = True
-        return self
-
-    def take(self, other, kept, seed):
-        """Go on with rows kept (n,) of another, larger decoder with as many columns."""
-        assert other is not self
-        n, T = len(kept), other.column
-        self.n = n
-        self.restart(T, seed)
-        self.cache.copy(other.cache, kept, T)
-        for name, buffer in vars(self.rows).items():
-            buffer[:n] = getattr(other.rows, name)[kept]
-        return self
-
-    def restart(self, column, seed):
-        """Forget all rows."""
-        for buffer in vars(self.rows).values():
-            buffer.zero_()
-        self.column = column
-        self.cache.columns.fill_(column)
-        self.generator.manual_seed(seed)
 
 
 def make_decoder(model, B, T_all, *settings):
@@ -272,20 +268,23 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
              n_top=0, read_last=False, cache=None, watch=None):
     """
     n_samples continuations of each prompt (a list of token ids): Samples of B = len(prompts) * n_samples
-    rows, those of a prompt side by side, T_new <= max_new_tokens, which may also be a list with a number (at
-    least 1) for each row. read_last: read the last token of each row as well, for end_values, and give back
-    the cache of all that was read. cache: that of all prompts but their last tokens, if it is there already.
-    generator is one of the CPU's. watch(token, value) is called for each token of the first row as it comes,
-    with the value of what stood before it, in [0, 1]. ValueError if a prompt is empty or too long for the
-    model.
+    rows, those of a prompt side by side. ValueError if a prompt is empty or too long for the model.
+
+    max_new_tokens      T_new is no more; a number for all rows, or a list with one (at least 1) for each
+    generator           a torch.Generator of the CPU, whatever the device
+    n_top               note the likeliest n_top tokens in each place
+    read_last           read the last token of each row as well, for end_values, and give back the cache
+    cache               of all prompts but their last tokens, if it is there already
+    watch               called for each token of the first row as it comes: watch(token, value), with the
+                        value of what stood before it, in [0, 1]
     """
     if not prompts or not all(prompts):
         raise ValueError("every prompt needs at least one token")
-    B, T = len(prompts) * n_samples, max(map(len, prompts))
+    B, P = len(prompts) * n_samples, max(map(len, prompts))
     limit = [max_new_tokens] * B if isinstance(max_new_tokens, int) else max_new_tokens
     n_steps = max(limit) + read_last
-    if T + n_steps > model.config.block_size:
-        raise ValueError(f"{T} + {n_steps} tokens are more than the model's block_size, "
+    if P + n_steps > model.config.block_size:
+        raise ValueError(f"{P} + {n_steps} tokens are more than the model's block_size, "
                          f"{model.config.block_size}")
     model = for_inference(model, B)
     seeds = torch.Generator().manual_seed(draw_seed(generator))
@@ -296,7 +295,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
         copies = [where[tuple(prompts[i])] for i in copies]
         prompts = list(map(list, distinct))
         cache = read_prompts(model, prompts)
-    settings = T + n_steps, temperature, tuple(stop_tokens), n_top
+    settings = P + n_steps, temperature, tuple(stop_tokens), n_top
     decoder = make_decoder(model, B, *settings).begin(cache, prompts, copies, limit, draw_seed(seeds))
     done = None                             # the rows of all samples, once some have been left behind
     for t in range(n_steps):
@@ -314,7 +313,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
         if len(alive) <= PATIENCE[alive.device.type] * decoder.n and not read_last:
             done = leave_behind(decoder, done)
             decoder = make_decoder(model, len(alive), *settings).take(decoder, alive, draw_seed(seeds))
-    return collect(leave_behind(decoder, done), T - 1, n_top, decoder.cache if read_last else None)
+    return collect(leave_behind(decoder, done), P - 1, n_top, decoder.cache if read_last else None)
 
 
 def draw_seed(generator):

@@ -1,25 +1,33 @@
 """
 The teacher of streams: it tries, sees that it got nowhere, goes back and tries something else, in one
-completion (after Gandhi et al. 2024, Stream of Search).
+completion (after Gandhi et al. 2024, Stream of Search). Marked is what is imitated:
 
-    59 82 79 42>67
-    82-79=3,59 42 3>67             an opening, one of some twenty;
-    59-42=17,3 17>67               a try to go on from there.
-    wait 82 79 59 42>67            No way: back to the problem, which is restated, for another opening.
-    82-59=23,79 42 23>67
-    ...
+    59 82 79 42>67              the problem
+    82-59=23,79 42 23>67        an opening, one of some twenty, that cannot be solved,
+          ^^^^^^^^^^^^^^^
+    79-23=56,42 56>67           a try to go on from there,
+          ^^^^^^^^^^^^
+    56+42=98,98>67              to the end,
+          ^^^^^^^^^
+    wait 82 79 59 42>67         and back to the problem, restated in order of size, for another opening
+    ^^^^^^^^^^^^^^^^^^^^
+    82-79=3,59 42 3>67          one that can be solved, and its solution
+    ^^^^^^^^^^^^^^^^^^^
+    42*3=126,59 126>67
+    ^^^^^^^^^^^^^^^^^^^
+    126-59=67,67>67
+    ^^^^^^^^^^^^^^^^
 
-Every line ends in a prompt of its own, so what is planned next stands beside what it is planned from, however
-long the stream has grown; and whoever can solve three numbers can take the last part of four. It always goes
-back to the problem itself, never to what an opening left: a small model that has to choose between the two
-mixes their numbers up. A return restates the numbers in order of size.
+Every line ends in a prompt of its own, so what is planned next stands beside what it is planned from,
+however long the stream has grown; and whoever can solve three numbers can take the last part of four. It
+always goes back to the problem itself, never to what an opening left: a small model that has to choose
+between the two mixes their numbers up.
 
-What the teacher knows: which openings can be solved, and how to go on from them, by enumeration. What is
-imitated: such an opening and its solution, at the end; that one goes back from all that cannot be solved;
-and of what is tried in vain what follows from each choice, the result and the numbers left. What is not:
-which wrong openings and steps are tried, as they are drawn at random or come near to what would help. So at
+What the teacher knows, by enumeration, is which openings can be solved, and how. Wrong openings and the
+steps behind them are drawn at random, or come near to what would help. Which of them are tried is not
+imitated; what follows from each choice is, the result and the numbers left, and that one goes back. So at
 each attempt a model learns to write the opening that is likely to be right, after those that were not. Some
-lines are slips, which are wrong, and only that the teacher goes back is imitated.
+lines are slips, which are wrong: of these only the return behind them is imitated.
 """
 import math
 
@@ -35,11 +43,11 @@ NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would 
 HARD_AFTER = 0.03       # after this most pieces show their first step only,
 WHOLE_EVERY = 8         # and one lesson in so many all of it
 STREAMS_AFTER = 0.4     # after this every second lesson shows streams
-STREAM = 12             # a stream counts as so many pieces
+PIECES_PER_STREAM = 12  # a stream counts as so many pieces
 
 
-class Stream:
-    """A completion that is being written, and for each of its tokens whether it is to be imitated."""
+class Writer:
+    """Writes a completion, and notes for each of its tokens whether it is to be imitated."""
 
     def __init__(self, problem):
         self.problem, self.task = problem, TASKS[problem.task]
@@ -59,18 +67,17 @@ class Stream:
         self.ids += ids
         self.imitate += [i >= n_hidden for i in range(len(ids))]
 
-    def step(self, line, n_hidden=0):
-        """A step, with the target behind it."""
+    def step(self, line, imitate="all"):
+        """
+        A step, with the target behind it. Of it is imitated "all", "nothing", or the "result" of the choice.
+        """
+        n_chosen = len(encode(self.task.chosen_part(line)))
+        n_hidden = {"all": 0, "result": n_chosen, "nothing": math.inf}[imitate]
         self.write(f"{line.rstrip()}>{self.problem.target}\n", n_hidden)
 
     def steps(self, lines):
-        """Steps to imitate."""
         for line in lines.splitlines():
             self.step(line)
-
-    def unchosen_step(self, line):
-        """A step whose choice is not to be imitated."""
-        self.step(line, len(encode(self.task.chosen_part(line))))
 
     def back(self, imitated=True):
         """The return to the problem. That one goes back may not be imitated, where to always is."""
@@ -93,7 +100,7 @@ def stream(problem, rng, most=99):
     A stream that ends solved, after any number of wrong openings, so many at most; None if there is no
     solution.
     """
-    written = Stream(problem)
+    written = Writer(problem)
     right, wrong = written.openings()
     if not right:
         return None
@@ -101,7 +108,7 @@ def stream(problem, rng, most=99):
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
     for i in rng.permutation(len(wrong))[:n_wrong]:
         line, left = wrong[i]
-        written.unchosen_step(line)
+        written.step(line, imitate="result")
         try_in_vain(written, left, rng)
         written.back()
     line, left = right[rng.integers(len(right))]
@@ -116,7 +123,7 @@ def try_in_vain(written, state, rng):
     """
     task, problem = written.task, written.problem
     if len(state) > 1 and rng.random() < SLIP:
-        written.step(task.slip(problem, state, rng), n_hidden=math.inf)
+        written.step(task.slip(problem, state, rng), imitate="nothing")
         return
     n = min(len(state) - 1, 2)              # steps to the end, or the first two
     if len(state) > 3 or rng.random() >= DEAD_END:
@@ -127,7 +134,7 @@ def try_in_vain(written, state, rng):
                  if not task.is_solvable(problem, left)]
         if steps:
             line, state = steps[rng.integers(len(steps))]
-            written.unchosen_step(line)
+            written.step(line, imitate="result")
 
 
 def parts(problem, rng):
@@ -138,7 +145,7 @@ def parts(problem, rng):
     """
     task = TASKS[problem.task]
     if rng.random() < 0.5:
-        problem = parse_problem(task.restate(problem, Stream(problem).start))
+        problem = parse_problem(task.restate(problem, Writer(problem).start))
     found = [(problem, task.solve(problem, rng))]
     while problem.level > 3:
         first_step = found[-1][1].split("\n")[0]
@@ -150,7 +157,7 @@ def parts(problem, rng):
 
 def piece(problem, solution, whole):
     """A part of every stream: a worked solution, all of it or its first step up to the result."""
-    written = Stream(problem)
+    written = Writer(problem)
     if whole:
         written.steps(solution)
         return written.end()
@@ -164,34 +171,34 @@ def plans(problem, rng, most=4):
     first step of its solution; the last of them is solved. Which openings, and that one goes back from what
     can be solved, is not imitated.
     """
-    written = Stream(problem)
+    written = Writer(problem)
     right, _ = written.openings()
     *others, last = rng.permutation(len(right))[:most]
     for i in others:
         line, left = right[i]
-        written.unchosen_step(line)
+        written.step(line, imitate="result")
         written.step(written.solution(left).split("\n")[0])
         written.back(imitated=False)
     line, left = right[last]
-    written.unchosen_step(line)
+    written.step(line, imitate="result")
     written.steps(written.solution(left))
     return written.end()
 
 
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Stream: one of
+    What a step of training shows, a list of Writer: one of
 
         whole pieces      n / 2 of them and n / 6 short streams: at first, and every WHOLE_EVERY steps later
         first steps       of n pieces
-        streams           n / STREAM of them: every second step after STREAMS_AFTER
+        streams           n / PIECES_PER_STREAM: every second step after STREAMS_AFTER
         plans             n / 4 texts: every fourth step then, from four numbers on
     """
     def draw(n):
         return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]
 
     if progress > STREAMS_AFTER and step % 2:
-        return [stream(problem, rng) for problem in draw(n // STREAM)]
+        return [stream(problem, rng) for problem in draw(n // PIECES_PER_STREAM)]
     if progress > STREAMS_AFTER and step % 4 and level > 3:
         return [plans(problem, rng) for problem in draw(n // 4)]
     solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]

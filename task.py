@@ -35,12 +35,12 @@ class Task:
 
     # The language
 
-    def owns(self, text):
+    def looks_like_prompt(self, text):
         """Whether a text, without its newline, is meant as a prompt of this task."""
         raise NotImplementedError
 
     def parse(self, text):
-        """The Problem written in a text that the task owns. ValueError says what is wrong with it."""
+        """The Problem written in a text that looks like one. ValueError says what is wrong with it."""
         raise NotImplementedError
 
     def start(self, problem):
@@ -62,7 +62,7 @@ class Task:
         """The same state, in an order that does not depend on how one came to it."""
         return state
 
-    def names(self, problem, state, text):
+    def is_restated_by(self, problem, state, text):
         """Whether a text restates a state. Never raises, linear in the text."""
         return text == self.restate(problem, state)
 
@@ -132,7 +132,7 @@ class Task:
         """
         return 0.0
 
-    # For the teachers: solutions.py and streams.py
+    # For the teachers, solutions.py and streams.py: on a first reading, come back when they are met there
 
     def hard_part(self, solution):
         """The beginning of a worked solution that is hard to learn; all of it if no part stands out."""

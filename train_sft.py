@@ -80,7 +80,7 @@ def make_parser():
 # What each step learns from
 
 def as_example(text):
-    """What SFT learns from a Stream."""
+    """What SFT learns from what a Writer has written."""
     return Example(encode(text.problem.prompt), text.ids, text.imitate)
 
 
@@ -211,8 +211,9 @@ def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
     of_streams = args.streams and not traces
     args.batch_size = args.batch_size or (128 if of_streams else 64)
-    if share_of(args.batch_size, args, "--batch-size") < streams.STREAM and of_streams:
-        raise ValueError(f"--batch-size {args.batch_size}: streams need {streams.STREAM} for each process")
+    least = streams.PIECES_PER_STREAM
+    if share_of(args.batch_size, args, "--batch-size") < least and of_streams:
+        raise ValueError(f"--batch-size {args.batch_size}: streams need {least} for each process")
     n_all = -(-len(traces) // args.batch_size)
     args.steps = args.steps or (n_all if traces else 3000 if of_streams else 6800)
     args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3

@@ -102,7 +102,7 @@ def parse_problem(text):
     what is wrong.
     """
     text = text.removesuffix("\n")
-    task = next((task for task in TASKS.values() if task.owns(text)), None)
+    task = next((task for task in TASKS.values() if task.looks_like_prompt(text)), None)
     if not task:
         examples = " or ".join(f'"{task.example}" ({task.name})' for task in TASKS.values())
         raise ValueError(f"{show(text)} is not a prompt: write {examples}")
@@ -217,7 +217,7 @@ def n_kept(problem, standing, line):
     # Linear in the text: wrong steps are passed over, and few right ones can stand, as each leaves less
     for n in range(len(standing) - 1, 0, -1):
         state = standing[n - 1].state
-        if state is not None and task.names(problem, state, text):
+        if state is not None and task.is_restated_by(problem, state, text):
             return n
     return 0
 

@@ -22,7 +22,7 @@ import os
 from common import Parser, open_folder, run_script, save_table
 
 from experiments.streams import curve, gives_up, moves, read_flags, sample_streams
-from streams import Stream
+from streams import Writer
 from verify import TASKS, encode
 
 MISTAKES = ("legal steps", "no giving up", "right plans")
@@ -45,7 +45,7 @@ def cure_for(problem, move):
 
 def rest_of_solution(problem, state):
     """How many tokens the solver needs from a state on, <|eos|> included."""
-    written = Stream(problem)
+    written = Writer(problem)
     written.steps(written.solution(state))
     return len(written.end().ids)
 

@@ -21,7 +21,7 @@ import torch
 from experiments.streams import read_flags
 from metrics import wilson
 from sample import generate
-from streams import Stream
+from streams import Writer
 from verify import EOS, decode, encode, is_correct, replay
 
 NEXT_LINE = ("goes back", "goes on", "is wrong")
@@ -30,7 +30,7 @@ BEGINNINGS = ("nothing", "right opening", "wrong opening", "slip", "right openin
 
 def begun(problem, beginning, rng):
     """A stream that was begun so, None if there is no such opening."""
-    written = Stream(problem)
+    written = Writer(problem)
     state = written.start
     if "opening" in beginning:
         right, wrong = written.openings()

@@ -45,7 +45,7 @@ from checkpoint import load_checkpoint
 from experiments.streams import gives_up, moves
 from model import flops_per_token
 from sample import generate
-from streams import Stream
+from streams import Writer
 from traces import read_traces, standing_lines, without_verdict, write_traces
 from verify import EOS, TASKS, decode, encode, parse_problem, replay, state_value, verify
 
@@ -192,7 +192,7 @@ def mended(problem, completion):
     kept = ""
     for move in moves(problem, completion):
         if move.depth and gives_up(problem, move):
-            written = Stream(problem)
+            written = Writer(problem)
             written.steps(written.solution(move.before))
             return kept + decode(written.ids)
         kept += move.line + "\n"

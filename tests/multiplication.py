@@ -12,7 +12,7 @@ from task import NUMBER, Problem, Task, show
 class Multiplication(Task):
     name, unit, levels, default_level = "multiplication", "digits", range(1, 4), 2
 
-    def owns(self, text):
+    def looks_like_prompt(self, text):
         return text.endswith("?")
 
     def parse(self, text):

@@ -15,7 +15,7 @@ from experiments.bounds import CURES, cured
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
 from scripts import run, run_here, table
-from streams import STREAM, SEEN_TARGETS, UNSEEN_TARGETS, parts, piece, plans, stream
+from streams import PIECES_PER_STREAM, SEEN_TARGETS, UNSEEN_TARGETS, parts, piece, plans, stream
 from train_sft import make_parser, streams_lesson
 from verify import EOS, TASKS, decode, encode, make_problems, parse_problem, replay, state_value, verify
 
@@ -332,7 +332,7 @@ def test_a_model_of_streams_that_learns_answers_needs_room_for_answers():
 
 def test_streams_need_enough_of_a_batch(tmp_path):
     done = run_here("train_sft.py", "--streams", "--level", 4, "--batch-size", 4, "--out", tmp_path)
-    assert done.returncode == 2 and f"--batch-size 4: streams need {STREAM}" in done.stderr
+    assert done.returncode == 2 and f"--batch-size 4: streams need {PIECES_PER_STREAM}" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
