@@ -1,7 +1,7 @@
 """
 The league table: every hypothesis about how o1 was made, from one base model, at about equal training FLOPs.
 
-    # Three seeds -> results/league.csv, .md (half an hour a seed on two CPU cores)
+    # Three seeds -> results/league.csv, .md (some 80 min a seed on one core)
     python -m experiments.league
     python -m experiments.league --quick        # one seed, half of everything -> out/league_quick (16 min)
     python -m experiments.league --level 4 --seeds 0            # four numbers -> out/league_level4
@@ -10,7 +10,8 @@ Nothing happens here but command lines, which the other scripts run: each row of
 commands that makes it, and anyone can type them. A row that is in the table is not run again, so a league
 that was stopped goes on where it was; to redo a row, delete its lines in league.csv.
 
-The base is what train_sft.py makes. Rows marked * use an oracle beyond the verifier: enumeration says which
+Each row has the learning rate of three (--quick: one) with which its single samples solve most validation
+problems; the runs that find it out are not counted. The base is what train_sft.py makes. Rows marked * use an oracle beyond the verifier: enumeration says which
 turn was the first wrong one, or which states can be solved. All else is learnt from the model's own attempts,
 found by sampling or search, judged by the verifier. Rows are measured on the same test problems: greedy,
 sampled and pass@16; a single sample at the temperature that is best on validation problems; the value head
@@ -33,16 +34,17 @@ from metrics import wilson
 from verify import TASKS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MEASURED = " --seed {seed} --test-problems {n_problems} "
+RATES = 1e-3, 3e-4, 3e-3                                            # the first is for --quick
+MEASURED = " --seed {seed} --split {split} --test-problems {n_problems} "
 BASE = "train_sft.py --level {level} --steps {base_steps} --no-streams --out {base_dir}" + MEASURED
 FOUND = "search.py --init {model} --save {out}/found{r}.jsonl --n-problems {n} --seed {r}{seed} "
 SAMPLE = FOUND + "--methods majority --budgets {sampled}"
 SEARCH = FOUND + "--methods 'mcts (verifier)' --budgets {searched}"
 WRITE = ("-m experiments.rewrite --init {model} --data {out}/found{r}.jsonl --save {out}/traces{r}.jsonl "
          "--seed {seed} --write ")
-LEARN_FROM = "train_sft.py --init {model} --out {out}/round{r}" + MEASURED + "--data {out}/"
+LEARN_FROM = "train_sft.py --init {model} --lr {lr} --out {out}/round{r}" + MEASURED + "--data {out}/"
 LEARN = LEARN_FROM + "traces{r}.jsonl"
-RL_FLAGS = "--init {model} --out {out} --sft-coef 0 --steps {n}" + MEASURED
+RL_FLAGS = "--init {model} --lr {lr} --out {out} --sft-coef 0 --steps {n}" + MEASURED
 RL, MORE_RL = "train_rl.py " + RL_FLAGS, "-m experiments.rewards " + RL_FLAGS
 STREAM = " --max-tokens {stream}"           # room for three attempts
 
@@ -76,7 +78,7 @@ STOPPED = stop_signals()
 BEST = [f"{kind}{budget}" for kind in ("own", "verified", "heuristic") for budget in BUDGETS]
 WHOLE = ["level", "seed", "problems"]
 NUMBERS = ["train_flops", "greedy", "sampled", "pass16", "value_auc", "tokens_greedy", "single_best_t", *BEST]
-TEXTS = ["row", "hypothesis", *(f"{key}_method" for key in BEST)]
+TEXTS = ["row", "hypothesis", "lr", *(f"{key}_method" for key in BEST)]
 
 
 def run(command, log, **names):
@@ -104,15 +106,42 @@ def run(command, log, **names):
         fail(f"python {shlex.join(words)} failed, see {log}")
 
 
+def last_row(model):
+    """The last row of the table that a trainer wrote beside its checkpoint."""
+    return read_table(model.replace(".pt", ".csv"))[-1]
+
+
+def train(name, out, log, **names):
+    """Run the commands of a row; returns the checkpoint that they end with."""
+    _, commands, rounds, _ = ROWS[name]
+    model = os.path.join(names["base_dir"], "sft.pt")
+    os.makedirs(out, exist_ok=True)
+    for r in range(1, rounds + 1):
+        for command in commands:
+            run(command, log, model=model, r=r, out=out, **names)
+        is_rl = commands[0].startswith((RL, MORE_RL))
+        model = os.path.join(out, "rl.pt" if is_rl else f"round{r}/sft.pt")
+    return model
+
+
+def best_rate(name, out, log, rates, names):
+    """The learning rate with which a row's single samples solve most validation problems."""
+    solved = {}
+    for lr in rates:
+        model = train(name, os.path.join(out, f"lr{lr}"), log, lr=lr, **names | {"split": "validation"})
+        solved[lr] = float(last_row(model)["sampled"])
+    return max(solved, key=solved.get)
+
+
 def make_row(name, seed, args):
     """Run the commands of a row and measure what they made."""
-    hypothesis, commands, rounds, n = ROWS[name]
+    hypothesis, commands, _, n = ROWS[name]
     folder = os.path.join(args.out, f"level{args.level}_seed{seed}")
     base_dir = os.path.join(folder, "base")
     out = os.path.join(folder, "".join(c if c.isalnum() else "_" for c in name))
     os.makedirs(out, exist_ok=True)
-    log, model = os.path.join(out, "log.txt"), os.path.join(base_dir, "sft.pt")
-    names = {"seed": seed, "out": out, "base_dir": base_dir,
+    log = os.path.join(out, "log.txt")
+    names = {"seed": seed, "base_dir": base_dir, "split": "test",
              "n_problems": args.n_problems, "level": args.level,
              "base_steps": 6800 // args.divide, "n": max(1, n // args.divide),
              "stream": 3 * TASKS["countdown"].max_tokens(args.level),
@@ -121,16 +150,13 @@ def make_row(name, seed, args):
     done = [row["step"] for row in read_table(os.path.join(base_dir, "sft.csv"))][-1:]
     if done != [str(names["base_steps"])]:                              # no base yet, or one that was stopped
         run(BASE, log, **names)
-    for r in range(1, rounds + 1):
-        for command in commands:
-            run(command, log, model=model, r=r, **names)
-        is_rl = commands[0].startswith((RL, MORE_RL))
-        model = os.path.join(out, "rl.pt" if is_rl else f"round{r}/sft.pt")
+    rates = args.rates if commands else [""]
+    lr = best_rate(name, out, log, rates, names) if len(rates) > 1 else rates[0]
+    model = train(name, out, log, lr=lr, **names)
     writes_verdicts = any("verdicts" in command or "continuations" in command for command in commands)
-    search_for_answers(model, writes_verdicts, log, names)
-    trained = read_table(model.replace(".pt", ".csv"))[-1]
-    base = read_table(os.path.join(base_dir, "sft.csv"))[-1]
-    row = {"row": name, "hypothesis": hypothesis, "level": args.level, "seed": seed,
+    search_for_answers(model, writes_verdicts, log, names | {"out": out})
+    trained, base = last_row(model), last_row(os.path.join(base_dir, "sft.pt"))
+    row = {"row": name, "hypothesis": hypothesis, "lr": lr, "level": args.level, "seed": seed,
            "problems": args.n_problems, "train_flops": float(trained["flops"]) - float(base["flops"])}
     row |= {key: float(trained[key]) for key in ("greedy", "sampled", "pass16", "value_auc")}
     return row | best_answers(read_table(os.path.join(out, "search.csv")))
@@ -188,14 +214,16 @@ def cell(rows, key):
 
 def markdown(table):
     """The means of the seeds as a table in Markdown."""
-    heads = ["hypothesis", "row", *COLUMNS.values(), "value AUC", "tokens, greedy", "training TFLOP"]
+    heads = ["hypothesis", "row", "learning rate", *COLUMNS.values(), "value AUC", "tokens, greedy",
+             "training TFLOP"]
     lines = [heads, ["---"] * len(heads)]
     for name in ROWS:
         rows = [row for row in table if row["row"] == name]
         if rows:
             def mean(key):
                 return sum(float(row[key]) for row in rows) / len(rows)
-            lines.append([rows[0]["hypothesis"], name, *(cell(rows, key) for key in COLUMNS),
+            rates = ", ".join(dict.fromkeys(str(row["lr"]) for row in rows))
+            lines.append([rows[0]["hypothesis"], name, rates, *(cell(rows, key) for key in COLUMNS),
                           f"{mean('value_auc'):.3f}", f"{mean('tokens_greedy'):.0f}",
                           f"{mean('train_flops') / 1e12:.1f}"])
     base = [row for row in table if row["row"] == "base"]
@@ -203,7 +231,7 @@ def markdown(table):
         cells = []
         for key in COLUMNS:
             cells.append(cell(base, key.replace("verified", "heuristic")) if "verified" in key else "")
-        lines.append(["", HEURISTIC, *cells, "", "", ""])
+        lines.append(["", HEURISTIC, "", *cells, "", "", ""])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -234,6 +262,7 @@ def parse_args():
     args.results = args.results or (args.out if args.quick or level else "results")
     args.n_problems = args.n_problems or (300 if args.quick else 1000)
     args.divide = 2 if args.quick else 1
+    args.rates = RATES[:1] if args.quick else RATES
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     return parser, args
 

@@ -15,7 +15,7 @@ from plot import read
 from scripts import ROOT, run_here, table, write_table
 from verify import TASKS
 
-NAMES = {"seed": 0, "out": "o u t", "base_dir": "b", "n_problems": 7, "level": 3, "base_steps": 5, "n": 2,
+NAMES = {"seed": 0, "split": "test", "lr": 0.001, "out": "o u t", "base_dir": "b", "n_problems": 7, "level": 3, "base_steps": 5, "n": 2,
          "stream": 99, "sampled": 160, "searched": 150, "model": "m.pt", "r": 1}
 
 
