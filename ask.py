@@ -1,23 +1,31 @@
 """
-One problem of the user's: its answer, how the model came to it, and what the value head thought on the way.
+Ask a model one problem: its answer, how it came to it, and what the value head thought on the way.
 
-A model of answers searches by MCTS, and its tree is shown; a model of streams writes one stream. In a
-conversation (`search.py --ask` without a prompt) lines are shown as they come.
+    python ask.py "45 4 21>62"              # the model of out/; before any training, results/model.pt
+    python ask.py "45 4 21>62" --html page.html             # and a page that goes through it step by step
+    python ask.py                           # problem after problem, until Ctrl-D
+
+A model of streams writes one stream. One of worked solutions searches by MCTS, and its tree is shown. In a
+conversation, without a problem in the command line, lines are shown as they come.
 """
 import os
 import sys
 from functools import partial
+
+# First, so that Ctrl-C while torch is imported ends quietly
+from common import Parser, between, open_folder, positive, run_script
 
 import numpy as np
 import torch
 
 from best_of_n import one_stream
 from budget import Settings
-from common import open_folder
-from page import line_of, stream_page, tree_page, write_page
+from checkpoint import check_level, check_room, load_model
+from page import check_name, line_of, stream_page, tree_page, write_page
 from tree import mcts_searches
-from verify import NEWLINE, TASKS, decode, encode, make_problem, verify
+from verify import NEWLINE, TASKS, decode, encode, make_problem, parse_problem, state_value, tidy, verify
 
+SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "model.pt")
 WIDTH = 40                                  # columns for a line, before what is thought of it
 DEEPEST = 400                               # columns by which a line of a tree that is shown is indented
 
@@ -54,7 +62,7 @@ def show_search(model, problem, args, live):
         if live:
             print_step(node)
     settings = Settings(args.max_tokens, c_puct=args.c_puct, watch=watch)
-    search, = mcts_searches(model, [problem], args.budgets[-1], settings, scorer)
+    search, = mcts_searches(model, [problem], args.budget, settings, scorer)
     result = search.result()
     legend = "N visits, Q mean value backed up, P prior of the policy, V value head (at the end: who judges)"
     print("\n" * live + f"{problem.prompt.rstrip()}    {legend}\n")
@@ -89,7 +97,7 @@ def show_stream(model, problem, args, live):
     if live:
         print(problem.prompt.rstrip(), end="")
     settings = Settings(args.max_tokens, torch.Generator().manual_seed(args.seed), watch=watch)
-    result, = one_stream(model, [problem], args.budgets[-1], settings)
+    result, = one_stream(model, [problem], args.budget, settings)
     print("\n" if live else f"{problem.prompt}{result.completion.rstrip()}\n", end="")
     finish(problem, result, args, partial(stream_page, problem, tokens))
 
@@ -112,12 +120,23 @@ def show(model, problem, args, live=False):
     (show_stream if args.streams else show_search)(model, problem, args, live)
 
 
-def answer(model, problem, args):
-    """Answer the problem of the command line, and show how."""
-    if args.html:
-        open_folder(*os.path.split(args.html))          # what cannot be written is told before the search
-    print(f"checkpoint {args.init}\n")
-    show(model, problem, args)
+def read_problem(text, model, args):
+    """The problem in a text, if this model can be asked it. ValueError says why not."""
+    problem = parse_problem(tidy(text))
+    check_level(problem, args)
+    check_room(model, [problem], args.max_tokens)
+    if not state_value(problem, ""):
+        raise ValueError(f"{text} has no solution that uses every number once: all ways were tried")
+    return problem
+
+
+def take_its_level(text, args):
+    """Ask a problem at its own level, whatever the model was trained on, unless --level says otherwise."""
+    problem = parse_problem(tidy(text))
+    if "level" not in args.given and problem.task == args.task:
+        args.level = problem.level
+        if "max_tokens" not in args.given:
+            args.max_tokens = max(args.max_tokens, TASKS[args.task].max_tokens(args.level))
 
 
 def typed_lines():
@@ -134,16 +153,57 @@ def typed_lines():
         print()
 
 
-def converse(model, read, args):
-    """
-    Answer the problems that are typed, one a line. read(text) is the problem; its ValueError is told, and the
-    next may come.
-    """
+def converse(model, args):
+    """Answer the problems that are typed, one a line. Of a bad one it is said why, and the next may come."""
     example = make_problem(args.task, args.level, np.random.default_rng(args.seed)).prompt.rstrip()
     print(f"checkpoint {args.init}: {args.task}, level {args.level}, as in {example}; Ctrl-D ends")
     for text in filter(None, typed_lines()):
         try:
-            show(model, read(text), args, live=True)
+            show(model, read_problem(text, model, args), args, live=True)
         except ValueError as error:
             print(f"error: {error}")
         sys.stdout.flush()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The script
+
+def make_parser():
+    parser = Parser(description="Ask a model a problem, and see how it comes to its answer.")
+    parser.add_argument("problem", nargs="?", metavar="PROBLEM",
+                        help='in quotes, as in "45 4 21>62"; without one, those that you type or pipe in, '
+                             "one a line, until Ctrl-D")
+    parser.shared("--init", "--task", "--level", "--max-tokens")
+    parser.add_argument("--budget", type=positive, metavar="N",
+                        help="the most tokens that it may take (default 300, for a model of streams 1024)")
+    parser.add_argument("--c-puct", type=between(0, 1000), default=1.0, metavar="X",
+                        help="of a tree: weight of the prior against the value (default 1.0)")
+    parser.add_argument("--html", metavar="FILE",
+                        help="write a page that shows how the problem was solved, step by step")
+    parser.shared("--out", "--device", "--seed")
+    return parser
+
+
+def main():
+    parser = make_parser()
+    args = parser.parse_args()
+    with parser.errors():
+        if args.html and not args.problem:
+            raise ValueError("--html shows one problem: give it, too")
+        if args.html:
+            check_name(args.html)
+        # Who names a folder means the model in it
+        model = load_model(args, [SHIPPED] if "out" not in args.given else [])
+        args.budget = args.budget or (1024 if args.streams else 300)
+        if not args.problem:
+            return converse(model, args)
+        take_its_level(args.problem, args)
+        problem = read_problem(args.problem, model, args)
+    if args.html:
+        open_folder(*os.path.split(args.html))          # what cannot be written is told before the search
+    print(f"checkpoint {args.init}\n")
+    show(model, problem, args)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,7 +1,13 @@
 """
 Independent samples, and choosing among them: a single sample, majority vote, weighted vote, best-of-N.
 
-To rank, the samples of a budget are drawn once, and all who rank them see the same ones.
+Those marked "-> Results" are search methods: search.py lists them in its table `METHODS`, each with the
+scorer that it goes by, as in
+
+    "majority": Method(partial(vote, scorer="count"), ranks=True)
+    "best-of-n (value)": Method(partial(best_of_n, scorer="value"), ranks=True)
+
+The samples of a budget are drawn once (`settings.samples`), and all who rank them see the same ones.
 """
 from collections import Counter
 from dataclasses import dataclass, field, replace

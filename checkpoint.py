@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import torch
 
-from common import write_whole
+from common import choose_device, choose_task, write_whole
 from model import GPT, GPTConfig, to_device
-from verify import VOCAB_SIZE
+from verify import VOCAB_SIZE, encode
 
 KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "samples": list,
          "optimizers": list}
@@ -80,3 +80,31 @@ def load_checkpoint(path, device="cpu", needs=()):
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None
     return to_device(model, torch.device(device)), checkpoint
+
+
+def load_model(args, others=()):
+    """
+    The model of --init, by default the last one trained in --out, then the first there is of others; its task
+    is filled in. ValueError if there is none.
+    """
+    trained = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
+    there = sorted(filter(os.path.exists, trained), key=os.path.getmtime, reverse=True)
+    args.init = args.init or next(filter(os.path.exists, [*there, *others]), trained[0])
+    model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
+    choose_task(args, checkpoint["flags"])
+    return model
+
+
+def check_level(problem, args):
+    """ValueError if a problem is not of the task and level that are searched on."""
+    if (problem.task, problem.level) != (args.task, args.level):
+        raise ValueError(f"{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; "
+                         f"{args.init} is for {args.task} at level {args.level}")
+
+
+def check_room(model, problems, max_tokens):
+    """ValueError if the longest prompt and completion are more than the model reads."""
+    n_tokens = max(len(encode(problem.prompt)) for problem in problems) + max_tokens
+    if n_tokens + 2 > model.config.block_size:
+        raise ValueError(f"the longest prompt and --max-tokens {max_tokens} are {n_tokens} tokens: the model "
+                         f"reads under {model.config.block_size - 1}")

@@ -285,7 +285,7 @@ def solutions(numbers, target):
 # pair, (0, 2), with the second operator, -; then choice 1, the only pair that is left with -.
 
 def find_hits(numbers, targets):
-    """Which of all L paths reach the target: (B, n), (B,) -> (L, B); L is 4, 48, 1152, 46080 for n = 2 to 5."""
+    """Which of all paths hit the target: (B, n), (B,) -> (L, B); L is 4, 48, 1152, 46080 for n = 2 to 5."""
     B, n = numbers.shape
     # (n, L B): a column for each of the L paths so far of each of the B problems. The new choice is the
     # outermost of a column's digits, so the first step stays the lowest one of a path.

@@ -1,7 +1,7 @@
 """
 A page on which a search unfolds step by step: one file that needs nothing else, written by
 
-    python search.py --ask "25 8 7>24" --html tree.html
+    python ask.py "25 8 7>24" --html tree.html
 
 page.html is the template, and what it shows is put into it as JSON: rows, which are the nodes of a tree or
 the lines of a stream, and steps, each a row, the value of what stands there, and the tokens spent so far.

@@ -146,7 +146,7 @@ class Decoder:
         self.column += 1
 
     def begin(self, cache, prompts, copies, limit, seed):
-        """Rows that go on from prompts; the cache has all but their last tokens. copies: row -> which prompt."""
+        """Rows that go on from prompts, row i from copies[i]; the cache has all but their last tokens."""
         rows, device = self.rows, self.cache.k.device
         start, n_gram = max(map(len, prompts)) - 1, rows.window.size(2)
         copies = torch.tensor(copies, device=device)                    # (n,)

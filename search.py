@@ -2,17 +2,14 @@
 Spend compute at test time: the same model, more tokens, higher accuracy.
 
     python search.py                # all methods over a few budgets -> out/search.csv (25 s on two CPU cores)
-    python search.py --ask "25 8 7>24"              # one problem of yours, with the search tree as text
-    python search.py --ask "25 8 7>24" --html tree.html             # and as a page, step by step
-    python search.py --ask                          # problem after problem, until Ctrl-D
     torchrun --nproc_per_node 2 search.py           # by two processes, each with half of the problems
     python search.py --problems FILE                # your own problems, a prompt a line
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150
 
 A model of streams is its own search: one sample that may use up the whole budget (`stream`), begun again
-until the verifier is content (`best-of-n (verifier)`). Around a model of answers there are three ways to
-generate, and ways to choose among what they found:
+until the verifier is content (`best-of-n (verifier)`). Around a model of worked solutions there are three
+ways to generate, and ways to choose among what they found:
 
     samples    greedy, a single sample, majority vote, best-of-N
     beam       beam search over steps (a step is a line): keep the best few partial solutions at each depth
@@ -37,36 +34,33 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 # First, so that Ctrl-C while torch is imported ends quietly
-from common import Parser, between, choose_device, choose_task, open_folder, positive, run_script, save_table
+from common import Parser, between, open_folder, positive, run_script, save_table
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from ask import answer, converse
 from baselines import by_heuristic, depth_first, looking_ahead, random_paths
 from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
 from budget import Settings
-from checkpoint import load_checkpoint
+from checkpoint import check_level, check_room, load_model
 from metrics import wilson
 from model import flops_per_token
-from page import check_name
-from problems import check_room, load_problems, read_problem
 from processes import join_processes, shared
+from streams import SEEN_TARGETS
 from traces import traces_of, write_traces
 from tree import beam, depth_one, mcts
-from verify import TASKS, encode, held_out_problems, verify
+from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, tidy, verify
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
 BUDGETS, STREAM_BUDGETS = (75, 150, 300), (32, 64, 128, 256, 512, 1024)
 N_VALIDATION = 300                          # validation problems on which the best of them is chosen
-STDIN = "-"                                 # what --ask without a prompt reads
-SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "model.pt")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # The table
 
-ANSWERS, STREAMS = "answers", "streams"
+SOLUTIONS, STREAMS = "worked solutions", "streams"
 
 
 @dataclass(frozen=True)
@@ -81,10 +75,10 @@ class Method:
     temperature: float = 1.0
     needs_model: bool = True
     single: bool = False                # budgets beyond the longest sample add nothing, and have no row
-    models: tuple = (ANSWERS,)              # which it is for: models of answers, of streams
+    models: tuple = (SOLUTIONS,)            # what its models write: worked solutions, streams
 
 
-BOTH = ANSWERS, STREAMS
+BOTH = SOLUTIONS, STREAMS
 METHODS = {
     "greedy": Method(one_sample, single=True, temperature=0.0),
     "single sample": Method(one_sample, single=True),
@@ -112,8 +106,8 @@ BATCH = 1000                                # problems searched side by side
 
 
 def default_methods(task, streams=False):
-    """Those for a model of streams or of answers, on a task whose steps can be listed or not."""
-    return [name for name, method in METHODS.items() if (STREAMS if streams else ANSWERS) in method.models
+    """Those for a model of streams or of worked solutions, on a task whose steps can be listed or not."""
+    return [name for name, method in METHODS.items() if (STREAMS if streams else SOLUTIONS) in method.models
             and (method.needs_model or TASKS[task].enumerable)]
 
 
@@ -147,10 +141,7 @@ def best_temperature(model, method, budget, settings, args):
 
 
 def measure(model, problems, name, budget, settings, args, seconds=0.0):
-    """
-    One row of the table, and the Result of each problem. seconds: what drawing the samples took, if they are
-    given.
-    """
+    """One row of the table, and the Result of each problem. seconds: what it took to draw given samples."""
     method = METHODS[name]
     settings = replace(settings, temperature=method.temperature)
     if method.best_temperature:
@@ -211,7 +202,7 @@ def describe(row):
 # The script
 
 def make_parser():
-    parser = Parser(description="Search with a trained model: a table of methods and budgets, or a problem.")
+    parser = Parser(description="Search with a trained model: a table of methods and budgets.")
     # the model
     parser.shared("--init", "--task", "--level", "--max-tokens")
     # the search
@@ -229,36 +220,36 @@ def make_parser():
     parser.add_argument("--save", metavar="FILE",
                         help="search fresh training problems, with one method and one budget, and save all "
                              "solutions that were found, right and wrong, as traces for train_sft.py --data")
-    parser.add_argument("--ask", nargs="?", const=STDIN, metavar="PROMPT",
-                        help='solve one problem, in quotes, as in --ask "25 8 7>24", and show the tree or '
-                             "the stream; the last of --budgets is the most tokens it may take. Without a "
-                             "prompt, those that you type or pipe in, one a line, until Ctrl-D. Before any "
-                             "training, with the checkpoint that comes with the scripts, a model of streams")
-    parser.add_argument("--html", metavar="FILE",
-                        help="with --ask PROMPT: write a page that shows the search step by step")
     # the run
     parser.shared("--split", "--out", "--device", "--seed")
     return parser
 
 
-def load_model(args, others=()):
-    """
-    The model of --init, by default the last one trained in --out, then the first there is of others; its task
-    is filled in. ValueError if there is none.
-    """
-    trained = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
-    there = sorted(filter(os.path.exists, trained), key=os.path.getmtime, reverse=True)
-    args.init = args.init or next(filter(os.path.exists, [*there, *others]), trained[0])
-    model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
-    choose_task(args, checkpoint["flags"])
-    return model
+def load_problems(args):
+    """What to measure on: a file's problems, fresh training problems for --save, else held-out ones."""
+    if args.save:
+        rng, targets = np.random.default_rng([args.seed, 2]), SEEN_TARGETS if args.streams else None
+        return make_problems(args.task, args.level, args.n_problems, rng, targets=targets)[0]
+    if not args.problems:
+        return held_out_problems(args.task, args.level, args.n_problems, args.split)
+    problems = []
+    with open(args.problems, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                problems.append(parse_problem(tidy(line)))
+                check_level(problems[-1], args)
+            except ValueError as error:
+                raise ValueError(f"{args.problems}, line {number}: {error}") from None
+    if not problems:
+        raise ValueError(f"{args.problems} holds no problems")
+    return problems
 
 
 def check_methods(args):
     useless = [name for name in args.methods if name not in default_methods(args.task, args.streams)]
     if useless:
         raise ValueError(f"--methods {', '.join(useless)}: for {args.task} with a model of "
-                         f"{STREAMS if args.streams else ANSWERS} there are "
+                         f"{STREAMS if args.streams else SOLUTIONS} there are "
                          f"{', '.join(default_methods(args.task, args.streams))}")
     if args.save and args.problems:
         raise ValueError("--save searches fresh training problems: leave --problems out")
@@ -270,23 +261,9 @@ def check_methods(args):
 
 def run(parser, args):
     with parser.errors():
-        useless = [name for name in ("methods", "problems", "save") if args.ask and name in args.given]
-        if useless:
-            raise ValueError(f"--ask shows how one problem is solved: leave --{useless[0]} out")
-        if args.html and args.ask in (None, STDIN):
-            raise ValueError("--html shows one problem: give it with --ask PROMPT")
-        if args.html:
-            check_name(args.html)
         join_processes(args)
-        if args.ask and args.processes > 1:
-            raise ValueError("--ask is for one process: leave torchrun out")
-        # Who names a folder means the model in it
-        model = load_model(args, [SHIPPED] if args.ask and "out" not in args.given else [])
+        model = load_model(args)
         args.budgets = args.budgets or (STREAM_BUDGETS if args.streams else BUDGETS)
-        if args.ask == STDIN:
-            return converse(model, partial(read_problem, model=model, args=args), args)
-        if args.ask:
-            return answer(model, read_problem(args.ask, model, args, at_its_level=True), args)
         args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)
         problems = load_problems(args)

@@ -31,10 +31,11 @@ lines are slips, which are wrong: of these only the return behind them is imitat
 """
 import math
 
+from countdown import TARGETS
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96     # as in Stream of Search: never trained on
-SEEN_TARGETS = [target for target in range(10, 101) if target not in UNSEEN_TARGETS]
+SEEN_TARGETS = [target for target in TARGETS if target not in UNSEEN_TARGETS]
 LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
 DEAD_END = 0.8          # P(a try goes on to the last step)
 SLIP = 0.15             # P(a try begins with a line that is wrong)

@@ -94,7 +94,7 @@ def rollout(model, args, step, seconds):
     completions of the same problems, to imitate as well.
     """
     device = model.wte.weight.device
-    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
+    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # of all that is random in this step
     with clock(seconds, "making problems"):
         n = share_of(args.prompts, args, "--prompts")
         problems, solutions = make_problems(args.task, args.level, n, rng,

@@ -36,7 +36,7 @@ from verify import EOS, NEWLINE, TASKS, decode, encode, verify
 STOPS = (NEWLINE, EOS)                      # where a step ends
 MIN_PROB = 0.01                             # of the beginning of a step that is worth a try
 VERIFYING = ("verifier", "rollouts")        # scorers that ask the verifier about finished completions
-SCORERS = ("value", *VERIFYING)
+JUDGES = ("value", *VERIFYING)              # of nodes
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -141,8 +141,8 @@ class Search:
 @torch.no_grad()
 def start_searches(model, problems, budget, scorer, max_tokens=None):
     """A store, and for each problem a search whose prompt it holds, all but the last token."""
-    if scorer not in SCORERS:
-        raise ValueError(f"no scorer {scorer!r}: there are {', '.join(SCORERS)}")
+    if scorer not in JUDGES:
+        raise ValueError(f"no scorer {scorer!r}: there are {', '.join(JUDGES)}")
     prompts, store = [encode(problem.prompt) for problem in problems], Store(model)
     cache = read_prompts(for_inference(model, len(prompts)), prompts)
     slots = store.add(cache, 0, [len(prompt) - 1 for prompt in prompts])

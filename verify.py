@@ -113,6 +113,11 @@ def parse_problem(text):
     return problem
 
 
+def tidy(text):
+    """What a user typed, without spaces where the language has none."""
+    return re.sub(" ?([-+*/()=>]) ?", r"\1", " ".join(text.split()))
+
+
 def split_of(problem):
     """
     One problem in ten is for tests, one in ten for validation, by a hash: "train", "validation" or "test".

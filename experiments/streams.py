@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from checkpoint import check_room, load_model
 from metrics import wilson
-from problems import check_room
 from sample import generate
-from search import load_model
 from streams import SEEN_TARGETS, UNSEEN_TARGETS
 from verify import EOS, HELD_OUT_SEED, TASKS, Step, decode, encode, is_correct, make_problems, n_kept
 

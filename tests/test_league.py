@@ -61,7 +61,8 @@ def test_a_flag_or_a_value_that_a_script_does_not_know_would_be_found():
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
     """
-    Commands are kept, not run; what they would write is a stand-in, whose FLOPs grow from one to the next.
+    Commands are kept, not run; what they would write is a stand-in, whose FLOPs grow from one to the next, and
+    whose samples are best at the lowest learning rate of validation, and on test problems at the highest.
     """
     commands = []
 
@@ -71,6 +72,8 @@ def ran(monkeypatch, tmp_path):
         out = re.search("--out ([^ ]+)", command)
         trained = {"step": 6800, "flops": 1e12 * len(commands), "greedy": 0.5, "sampled": 0.4, "pass16": 0.9,
                    "value_auc": 0.8}
+        best_lr = {"validation": min(league.RATES), "test": max(league.RATES)}[names["split"]]
+        trained["sampled"] += 0.1 * (names.get("lr") == best_lr)
         if command.startswith(("train", "-m experiments.rewards")):
             name = "sft" if command.startswith("train_sft") else "rl"
             write_table(f"{out[1]}/{name}.csv", [trained])
@@ -100,8 +103,16 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
     assert [row["row"] for row in rows] == names
     assert ran[0].startswith("train_sft.py")
     assert sum("--steps 6800" in command for command in ran) == 1       # one base
-    rounds = [command for command in ran if "guidance" in command and "train_sft.py" in command]
-    assert len(rounds) == league.ROWS[names[2]][2]
+    tried = [command for command in ran if "guidance" in command and "train_sft.py" in command]
+    n_rounds = league.ROWS[names[2]][2]
+    assert len(tried) == n_rounds * (len(league.RATES) + 1)             # each rate, and once more the best
+    assert all("--split validation" in command for command in tried[:-n_rounds])
+    assert [sum(f"--lr {lr} " in command for command in tried[:-n_rounds])
+            for lr in league.RATES] == [n_rounds] * len(league.RATES)
+    rounds = tried[-n_rounds:]
+    assert all(f"--lr {min(league.RATES)} " in command and "--split test" in command for command in rounds)
+    assert [row["lr"] for row in rows] == ["", *[str(min(league.RATES))] * 2]
+    assert rows[1]["sampled"] == "0.4"      # on test problems
     for r in range(1, len(rounds)):         # each from the one before
         assert f"--init {tmp_path}/work/level3_seed0/guidance__search__distil/round{r}/sft.pt" in rounds[r]
     assert rows[0]["own256"] == "0.6" and rows[0]["own256_method"] == "vote (value)"
@@ -112,7 +123,7 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
     rows = league_main(monkeypatch, tmp_path, "--seeds", "0", "1", "--rows", *names[:2])
     assert len(rows) == 5 and len(ran) > n and not any("seed0" in command for command in ran[n:])
     lines = (tmp_path / "results" / "league.md").read_text().splitlines()
-    assert len(lines) == 2 + 3 + 1 and "| REINFORCE | 50.0 ± " in lines[3]
+    assert len(lines) == 2 + 3 + 1 and "| REINFORCE | 0.0003 | 50.0 ± " in lines[3]
     assert lines[-1].count("30.0 ± ") == 2 == lines[-1].count("<br>heuristic")
     assert lines[-1].startswith(f"|  | {league.HEURISTIC} |")
     assert len({line.count("|") for line in lines}) == 1
@@ -125,6 +136,7 @@ def test_a_model_that_writes_verdicts_may_choose_by_them(monkeypatch, tmp_path, 
         assert rows[name]["own256"] == "0.7" and rows[name]["own256_method"] == "best-of-n (verdict)"
     for name in names[2:]:
         assert rows[name]["own256_method"] == "vote (value)"
+    ran = [command for command in ran if "/lr0" not in command]         # without those that choose a rate
     streams = [command for command in ran if "--max-tokens" in command]
     assert len(streams) == 2 and "/continuations" in streams[0] and "/composites" in streams[1]
     assert all(f"--max-tokens {3 * TASKS['countdown'].max_tokens(3)}" in command for command in streams)
@@ -146,6 +158,11 @@ def test_another_level_has_longer_searches_and_a_folder_of_its_own(monkeypatch, 
     with pytest.raises(SystemExit) as stopped:                          # three numbers in the same table
         league.main()
     assert stopped.value.code == 2
+
+
+def test_a_quick_league_tries_one_rate(monkeypatch, tmp_path, ran):
+    row, = league_main(monkeypatch, tmp_path, "--quick", "--rows", "REINFORCE")
+    assert row["lr"] == str(league.RATES[0]) and not any("validation" in command for command in ran)
 
 
 def test_a_base_that_was_stopped_is_trained_again(monkeypatch, tmp_path, ran):

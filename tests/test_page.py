@@ -13,17 +13,17 @@ import sys
 import pytest
 import torch
 
+import ask
 import search
 from ask import print_step, print_tree
 from budget import Settings
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig
 from page import MOST, line_of, stream_page, tree_page, write_page
-from problems import tidy
 from sample import generate
 from scripts import ROOT, command, run_here, tiny_base
 from tree import Node, Search, mcts_searches
-from verify import EOS, NEWLINE, encode, parse_problem, state_value, verify
+from verify import EOS, NEWLINE, encode, parse_problem, state_value, tidy, verify
 
 PROBLEM = parse_problem("60 27>87")
 FOUR = parse_problem("9 3 5 2>24")
@@ -62,7 +62,7 @@ def page_data(path):
 
 def test_a_conversation_goes_on_after_a_bad_problem(base, monkeypatch):
     type_in(monkeypatch, b"60 27>87\nmagic\n\n1 2>99\n25 8 7>24\n\xff 2>3\r\n  25 50>75")
-    done = run_here("search.py", "--init", base, "--ask")
+    done = run_here("ask.py", "--init", base)
     assert done.returncode == 0 and done.stderr == ""
     first, *lines = done.stdout.splitlines()
     assert first.startswith(f"checkpoint {base}: countdown, level 2, as in ")
@@ -76,17 +76,17 @@ def test_a_conversation_goes_on_after_a_bad_problem(base, monkeypatch):
 
 
 def test_a_conversation_shows_what_a_single_question_does(base, monkeypatch):
-    alone = run_here("search.py", "--init", base, "--ask", "60 27>87").stdout
+    alone = run_here("ask.py", "--init", base, "60 27>87").stdout
     type_in(monkeypatch, b"60 27>87\n")
-    together = run_here("search.py", "--init", base, "--ask").stdout
+    together = run_here("ask.py", "--init", base).stdout
     assert together.endswith(alone[alone.index("60 27>87    N"):])
 
 
 def test_a_stream_is_shown_as_it_comes_with_a_value_beside_each_line(streaming, monkeypatch):
-    flags = ["--init", streaming, "--budgets", 200]
-    alone = run_here("search.py", *flags, "--ask", "9 3 5>17").stdout.splitlines()[2:]
+    flags = ["--init", streaming, "--budget", 200]
+    alone = run_here("ask.py", *flags, "9 3 5>17").stdout.splitlines()[2:]
     type_in(monkeypatch, b"9 3 5>17\n")
-    live = run_here("search.py", *flags, "--ask").stdout.splitlines()[1:]
+    live = run_here("ask.py", *flags).stdout.splitlines()[1:]
     assert alone[-1] == live[-1] and alone[-1].endswith(" tokens")
     shown = [re.sub(r" +value \d\.\d\d$", "", line) for line in live[:-1]]
     assert shown[:len(alone) - 1] == alone[:-1]
@@ -95,14 +95,14 @@ def test_a_stream_is_shown_as_it_comes_with_a_value_beside_each_line(streaming, 
 
 def test_without_a_standard_input_there_is_nothing_to_ask(base, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    assert run_here("search.py", "--init", base, "--ask").returncode == 0
+    assert run_here("ask.py", "--init", base).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no terminals")
 def test_control_d_ends_a_conversation(base):
     import pty
     terminal, theirs = pty.openpty()
-    process = subprocess.Popen(command("search.py", "--init", base, "--ask"), stdin=theirs, stdout=theirs,
+    process = subprocess.Popen(command("ask.py", "--init", base), stdin=theirs, stdout=theirs,
                                stderr=theirs, cwd=ROOT)
     os.close(theirs)
     said, keys = "", [b"magic\n", b"60 27>87\n", b"\x04"]
@@ -150,24 +150,25 @@ def test_a_deep_tree_is_shown(capsys):
 
 def test_before_any_training_the_shipped_checkpoint_answers(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search, "SHIPPED", str(base))
+    monkeypatch.setattr(ask, "SHIPPED", str(base))
 
     def asked(*words):
         """Which checkpoint answers."""
-        args = search.make_parser().parse_args(list(words))
         found = []
-        monkeypatch.setattr(search, "answer", lambda model, problem, args: found.append(args.init))
-        search.run(search.make_parser(), args)
+        monkeypatch.setattr(sys, "argv", ["ask.py", "60 27>87", *words])
+        monkeypatch.setattr(ask, "show", lambda model, problem, args: found.append(args.init))
+        ask.main()
         return found[0]
-    ask = ["--ask", "60 27>87"]
-    assert asked(*ask) == str(base)
-    for words in ([*ask, "--out", "elsewhere"], ["--methods", "greedy"]):
-        with pytest.raises(SystemExit) as end:          # who names a folder, or measures, means that model
-            asked(*words)
-        assert end.value.code == 2
+    assert asked() == str(base)
+    with pytest.raises(SystemExit) as end:              # who names a folder means the model in it
+        asked("--out", "elsewhere")
+    assert end.value.code == 2
+    with pytest.raises(SystemExit) as end:              # and who measures, too
+        search.run(search.make_parser(), search.make_parser().parse_args(["--methods", "greedy"]))
+    assert end.value.code == 2
     os.mkdir("out")
     (tmp_path / "out" / "sft.pt").write_bytes(base.read_bytes())
-    assert asked(*ask) == os.path.join("out", "sft.pt")
+    assert asked() == os.path.join("out", "sft.pt")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def test_the_value_head_is_shown_whoever_judges(base):
 def test_ask_writes_a_page(base, tmp_path):
     path = tmp_path / "new" / "tree.html"
     for overwrites in (False, True):
-        done = run_here("search.py", "--init", base, "--ask", "60 27>87", "--html", path)
+        done = run_here("ask.py", "--init", base, "60 27>87", "--html", path)
         assert done.returncode == 0 and done.stdout.endswith(f"wrote {path}\n")
         assert (f"overwrites {path}" in done.stdout) == overwrites
     data = page_data(path)
@@ -292,14 +293,14 @@ def test_the_page_of_a_stream_that_does_not_end(text, note):
 
 def test_a_stream_becomes_a_page(streaming, tmp_path):
     path = tmp_path / "stream.html"
-    done = run_here("search.py", "--init", streaming, "--budgets", 60, "--ask", "60 27>87", "--html", path)
+    done = run_here("ask.py", "--init", streaming, "--budget", 60, "60 27>87", "--html", path)
     assert done.returncode == 0, done.stderr
     data = page_data(path)
     assert data["kind"] == "stream" and data["rows"][1]["line"] in done.stdout
 
 
 def test_any_level_may_be_asked_and_spaces_do_no_harm(streaming):
-    done = run_here("search.py", "--init", streaming, "--budgets", 30, "--ask", " 9  3 5 > 17 ")
+    done = run_here("ask.py", "--init", streaming, "--budget", 30, " 9  3 5 > 17 ")
     assert done.returncode == 0 and "9 3 5>17\n" in done.stdout, done.stderr
 
 
@@ -311,7 +312,7 @@ def test_spaces_are_taken_out_where_the_language_has_none():
     ("99 1>98", False), ("60 27>87", False), ("60 40>100", False), ("60 41>101", True), ("99 90>9", True),
     ("100 27>73", True), ("0 27>27", True)])
 def test_what_was_never_trained_on_is_noted(streaming, prompt, unlike):
-    done = run_here("search.py", "--init", streaming, "--budgets", 5, "--ask", prompt)
+    done = run_here("ask.py", "--init", streaming, "--budget", 5, prompt)
     assert done.returncode == 0 and ("note: no problem like this one" in done.stdout) == unlike, done.stderr
 
 
@@ -320,18 +321,17 @@ def test_what_was_never_trained_on_is_noted(streaming, prompt, unlike):
 
 @pytest.mark.parametrize("flags, expected", [
     (["--html", "TMP/a.html"], "--html shows one problem"),
-    (["--ask", "--html", "TMP/a.html"], "--html shows one problem"),
-    (["--ask", "60 27>87", "--html", ""], "argument --html: it is empty"),
-    (["--ask", "60 27>87", "--html", "TMP"], "the name of a page ends in .html"),
-    (["--ask", "60 27>87", "--html", "TMP/file"], "the name of a page ends in .html"),
-    (["--ask", "60 27>87", "--html", "TMP/file/a.html"], "file"),
-    (["--ask", "magic", "--html", "TMP/a.html"], "'magic' is not a prompt"),
-    (["--ask", "1 2>99", "--html", "TMP/a.html"], "no solution"),
+    (["60 27>87", "--html", ""], "argument --html: it is empty"),
+    (["60 27>87", "--html", "TMP"], "the name of a page ends in .html"),
+    (["60 27>87", "--html", "TMP/file"], "the name of a page ends in .html"),
+    (["60 27>87", "--html", "TMP/file/a.html"], "file"),
+    (["magic", "--html", "TMP/a.html"], "'magic' is not a prompt"),
+    (["1 2>99", "--html", "TMP/a.html"], "no solution"),
 ])
 def test_what_cannot_be_is_told_in_one_line_before_the_search(base, tmp_path, flags, expected, monkeypatch):
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr("tree.start_searches", None)             # there is no search
     flags = [flag.replace("TMP", str(tmp_path)) for flag in flags]
-    done = run_here("search.py", "--init", base, *flags)
+    done = run_here("ask.py", "--init", base, *flags)
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"

@@ -599,8 +599,9 @@ def test_a_prompt_that_is_too_long_is_told_before_the_search(base, tmp_path):
     prompt = "(" * 3000 + "1+1" + ")" * 3000 + "="
     (tmp_path / "mine.txt").write_text(prompt + "\n")
     search = ["--init", base, "--out", tmp_path, "--task", "expression", "--level", 1]
-    for flags in (["--problems", tmp_path / "mine.txt", "--methods", "greedy"], ["--ask", prompt]):
-        assert_one_line(run_here("search.py", *search, *flags, "--max-tokens", 3000), "--max-tokens 3000")
+    mine = ["--problems", tmp_path / "mine.txt", "--methods", "greedy"]
+    for script, flags in (("search.py", mine), ("ask.py", [prompt])):
+        assert_one_line(run_here(script, *search, *flags, "--max-tokens", 3000), "--max-tokens 3000")
     problems = tmp_path / "fair.txt"
     problems.write_text("2+3=\n")
     assert_one_line(run_here("search.py", *search, "--problems", problems, "--max-tokens", 8187), "8187")

@@ -107,7 +107,7 @@ def test_search_then_learn_from_what_was_found(out, tmp_path):
 
 
 def test_ask_shows_the_tree(out):
-    done = run_here("search.py", "--init", out / "sft.pt", "--ask", "60 27>87")
+    done = run_here("ask.py", "--init", out / "sft.pt", "60 27>87")
     assert done.returncode == 0, done.stderr
     assert "P 0." in done.stdout and "60 27>87" in done.stdout and " tokens" in done.stdout
 
@@ -344,7 +344,7 @@ def test_the_commands_of_the_readme_name_scripts_that_exist():
 # ------------------------------------------------------------------------------------------------------------
 # Wrong input
 
-SFT, RL, SEARCH, PLOT = "train_sft.py", "train_rl.py", "search.py", "plot.py"
+SFT, RL, SEARCH, ASK, PLOT = "train_sft.py", "train_rl.py", "search.py", "ask.py", "plot.py"
 BASES, REWARDS, JUDGES = "experiments.bases", "experiments.rewards", "experiments.judges"
 REWRITE, BENCHMARK = "experiments.rewrite", "experiments.benchmark"
 LEAGUE, PLOT_LEAGUE = "experiments.league", "experiments.plot_league"
@@ -403,16 +403,16 @@ WRONG = {
     "an RL run of another script": (
         RL, ["--resume", "--out", "TMP/rewards"], "another script, with --kl-coef"),
     # problems
-    "malformed problem": (SEARCH, [*INIT, "--ask", "25 8 seven>24"], "25 8 seven>24"),
-    "unicode in a problem": (SEARCH, [*INIT, "--ask", "25 \u0668>24"], "25"),
-    "unsolvable problem": (SEARCH, [*INIT, "--ask", "1 2>99"], "no solution"),
-    "empty question": (SEARCH, [*INIT, "--ask", ""], "argument --ask: it is empty"),
-    "untrained level": (SEARCH, [*INIT, "--level", "2", "--ask", "25 8 7>24"], "level 3"),
-    "untrained task": (SEARCH, [*INIT, "--ask", "2+3="], "expression"),
+    "malformed problem": (ASK, [*INIT, "25 8 seven>24"], "25 8 seven>24"),
+    "unicode in a problem": (ASK, [*INIT, "25 \u0668>24"], "25"),
+    "unsolvable problem": (ASK, [*INIT, "1 2>99"], "no solution"),
+    "empty question": (ASK, [*INIT, ""], "argument PROBLEM: it is empty"),
+    "untrained level": (ASK, [*INIT, "--level", "2", "25 8 7>24"], "level 3"),
+    "untrained task": (ASK, [*INIT, "2+3="], "expression"),
     "streams at a level without": (SEARCH, [*SHIPPED, "--level", "2"], "streams: not for countdown"),
     "streams of a task without": (SEARCH, [*SHIPPED, "--task", "expression"], "streams: not for expression"),
     "RL on streams at a level without": (RL, [*SHIPPED, "--level", "2"], "streams: not for countdown"),
-    "a method for one problem": (SEARCH, [*INIT, "--ask", "1 2>3", "--methods", "greedy"], "--methods"),
+    "a method for one problem": (ASK, [*INIT, "1 2>3", "--methods", "greedy"], "--methods"),
     "problems of a file to learn from": (
         SEARCH, [*INIT, "--save", "TMP/new.jsonl", "--problems", "TMP/bad.txt"], "leave --problems out"),
     "bad line in a file": (SEARCH, [*INIT, "--problems", "TMP/bad.txt"], "line 2"),

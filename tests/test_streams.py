@@ -290,7 +290,7 @@ def test_streams_go_through_all_scripts(tmp_path):
     assert [(row["targets"], row["budget"]) for row in rows] == [
         ("seen", "32"), ("seen", "64"), ("unseen", "32"), ("unseen", "64")]
     assert table(tmp_path / "faults.csv")
-    done = run_here("search.py", "--ask", "9 3 5>24", "--out", tmp_path)
+    done = run_here("ask.py", "9 3 5>24", "--out", tmp_path)
     assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
     done = run_here("search.py", "--methods", "majority", "--out", tmp_path)
     assert done.returncode == 2 and "with a model of streams there are" in done.stderr

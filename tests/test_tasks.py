@@ -102,7 +102,7 @@ def test_search_then_learn_from_what_was_found(out, tmp_path):
 
 
 def test_ask_shows_the_tree(out):
-    done = run("search.py", "--init", out / "sft.pt", "--budgets", 12, "--ask", "7*8?")
+    done = run("ask.py", "--init", out / "sft.pt", "--budget", 12, "7*8?")
     assert done.returncode == 0 and "P 0." in done.stdout and "7*8?" in done.stdout, done.stderr
 
 
