@@ -9,6 +9,7 @@ and "flops": what it cost to find. What there is to learn from a trace stands he
 """
 import json
 import math
+import re
 
 import numpy as np
 import torch
@@ -32,10 +33,7 @@ def standing_lines(problem, completion):
 
 def without_verdict(completion):
     """A completion without the verdict at its end, if there is one."""
-    for verdict in ("?yes\n", "?no\n"):
-        if completion.endswith(verdict):
-            return completion.removesuffix(verdict)
-    return completion
+    return re.sub(r"\?(yes|no)\n\Z", "", completion)
 
 
 # ------------------------------------------------------------------------------------------------------------
