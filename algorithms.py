@@ -53,29 +53,26 @@ def has_right(rewards, args):
 def discounted_returns(batch, args):
     """
     What is still to come at each token, (B, T): the reward, halved for every --half-life tokens until it
-    comes; without a --half-life, the reward.
+    comes; without a --half-life, the reward. An example with a half-life of one token and two samples of a
+    problem, of which the second goes back to the problem behind d:
 
-    This is a price on thinking that knows no ceiling: the expected discounted reward is the share of problems
-    solved within b tokens, averaged over budgets b that end at each token with the same probability.
+        tokens      reward      returns
+        a b         1           1/2  1
+        c d | e f   0           1/24  1/12 | 0  0
 
-    A stream that goes back to its problem begins again, as good as from the prompt. What comes behind its
-    next return is therefore replaced by what an attempt is worth on the mean (`attempt_value`): an attempt is
-    credited with its own success, and the luck of those behind it, which is noise to it, is left out. With
-    g = 0.5 ** (1 / half-life), the return is
+    Who goes back to the problem begins again, as good as from the prompt. So in an attempt that was not the
+    last, what comes behind the return is replaced by what an attempt is worth on the mean, `attempt_value`:
+    it is credited with its own success, and the luck of those behind it, which is noise to it, is left out.
+    Here three attempts were begun, at a, c and e, which turned out to be worth 1/2, 0 and 0: on the mean 1/6.
+    With g = 0.5 ** (1 / half-life), the return is
 
         in the last attempt     g ** (tokens to the end) * reward
         in the others           g ** (tokens to the next attempt) * attempt_value
 
     A stream that was cut off would have gone on: there attempt_value stands in place of the reward.
 
-    An example with a half-life of one token and two samples of a problem, of which the second goes back to
-    the problem behind d:
-
-        tokens      reward      returns
-        a b         1           1/2  1
-        c d | e f   0           1/24  1/12 | 0  0
-
-    Three attempts were begun, at a, c and e; they were worth 1/2, 0 and 0 there, so attempt_value is 1/6.
+    Why a half-life: if streams were stopped behind each token with the same small probability, 1 - g, the
+    discounted reward would be the probability that one is solved before. No ceiling has to be chosen.
     """
     rewards = batch["rewards"][:, None]                                 # (B, 1)
     if not args.half_life:
@@ -83,13 +80,13 @@ def discounted_returns(batch, args):
     decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
     position = batch["mask"].cumsum(1)                                  # (B, T), 1 at the first token
     to_the_end = decay ** (position[:, -1:] - position)                 # the factor from here to the end
-    restart = attempt_value(batch, to_the_end, args)                    # (B, 1)
+    per_attempt = attempt_value(batch, to_the_end, args)                    # (B, 1)
     # Where the next attempt begins: the smallest such position on the right
-    next_begins = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
-    next_begins = next_begins.flip(1).cummin(1).values.flip(1)
-    of_earlier = restart * decay ** (next_begins - position)
-    at_the_end = restart.where(batch["was_cut_off"][:, None], rewards)
-    return of_earlier.where(next_begins < NEVER, at_the_end * to_the_end)
+    next_begin = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
+    next_begin = next_begin.flip(1).cummin(1).values.flip(1)
+    in_others = per_attempt * decay ** (next_begin - position)
+    at_the_end = per_attempt.where(batch["was_cut_off"][:, None], rewards)
+    return in_others.where(next_begin < NEVER, at_the_end * to_the_end)
 
 
 def attempt_value(batch, to_the_end, args):

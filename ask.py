@@ -124,7 +124,7 @@ def read_problem(text, model, args):
     """The problem in a text, if this model can be asked it. ValueError says why not."""
     problem = parse_problem(tidy(text))
     check_level(problem, args)
-    check_room(model, [problem], args.max_tokens)
+    check_room(model, [encode(problem.prompt)], args.max_tokens)
     if not state_value(problem, ""):
         raise ValueError(f"{text} has no solution that uses every number once: all ways were tried")
     return problem

@@ -10,7 +10,7 @@ import torch
 
 from common import choose_device, choose_task, write_whole
 from model import GPT, GPTConfig, to_device
-from verify import VOCAB_SIZE, encode
+from verify import VOCAB_SIZE
 
 KINDS = {"flags": dict, "step": int, "tokens": int, "flops": (int, float), "table": list, "samples": list,
          "optimizers": list}
@@ -102,9 +102,9 @@ def check_level(problem, args):
                          f"{args.init} is for {args.task} at level {args.level}")
 
 
-def check_room(model, problems, max_tokens):
-    """ValueError if the longest prompt and completion are more than the model reads."""
-    n_tokens = max(len(encode(problem.prompt)) for problem in problems) + max_tokens
-    if n_tokens + 2 > model.config.block_size:
+def check_room(model, prompts, max_tokens):
+    """ValueError if the longest prompt (token ids) and completion are more than the model reads."""
+    n_tokens, least = max(map(len, prompts)) + max_tokens, model.config.block_size - 1
+    if n_tokens >= least:
         raise ValueError(f"the longest prompt and --max-tokens {max_tokens} are {n_tokens} tokens: the model "
-                         f"reads under {model.config.block_size - 1}")
+                         f"reads fewer than {least}")

@@ -96,8 +96,8 @@ class Countdown(Task):
     def is_solved(self, problem, state):
         return state == (problem.target,)
 
-    def can_be_solved(self, problem, state):
-        return is_reachable(tuple(sorted(state)), problem.target)
+    def is_solvable(self, problem, state):
+        return self.is_solved(problem, state) or is_reachable(tuple(sorted(state)), problem.target)
 
     def unsolved_reason(self, problem, state):
         if len(state) == 1:
@@ -114,8 +114,8 @@ class Countdown(Task):
 
     def draw(self, level, n, rng, accept, progress, targets=None):
         """
-        Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). The first of the
-        problems are hard, they must multiply or divide: 30 % in the first half of training, none at its end.
+        Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). First come hard
+        ones, whose first solution multiplies or divides: 30 % in the first half of training, none at its end.
         """
         wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
         n_hard = MULTIPLY * min(1.0, 2 - 2 * progress) * n
@@ -127,7 +127,7 @@ class Countdown(Task):
             numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
             hits = find_hits(numbers, wanted[rows])                 # (L, width)
             paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
-            may_be_easy = rng.random(width) < 0.02              # with 2 numbers, some targets are sums only
+            may_be_easy = rng.random(width) < 0.02              # as with 2 numbers some targets are sums only
             good = hits.any(0) & ((rows >= n_hard) | multiplies(paths, level) | may_be_easy)
             for k in np.flatnonzero(good):
                 if problems[rows[k]] is None:
@@ -279,10 +279,12 @@ def solutions(numbers, target):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# And fast, many problems at once. A path is which pair and which operator to take at each step, written as
-# one index whose lowest digit is the first step: path = choice_1 + n_1 * (choice_2 + n_2 * ...), n_1 the
-# choices of the first step. With 3 numbers n_1 is 12, and path 17 is 5 + 12 * 1: first choice 5, the second
-# pair, (0, 2), with the second operator, -; then choice 1, the only pair that is left with -.
+# And fast, many problems at once: may be skipped on a first reading. find_hits says which paths end in the
+# target, write_path writes one out, and no more of this is used elsewhere. A path is which pair and which
+# operator to take at each step, written as one index whose lowest digit is the first step: path = choice_1 +
+# n_1 * (choice_2 + n_2 * ...), n_1 the choices of the first step. With 3 numbers n_1 is 12, and path 17 is 5
+# + 12 * 1: first choice 5, the second pair, (0, 2), with the second operator, -; then choice 1, the only pair
+# that is left with -.
 
 def find_hits(numbers, targets):
     """Which of all paths hit the target: (B, n), (B,) -> (L, B); L is 4, 48, 1152, 46080 for n = 2 to 5."""

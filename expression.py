@@ -71,8 +71,9 @@ class Expression(Task):
     def is_solved(self, problem, state):
         return NUMBER.fullmatch(state) is not None
 
-    def can_be_solved(self, problem, state):
-        return count_operators(state) > 0   # (52) has no operator left to do, and is no plain integer
+    def is_solvable(self, problem, state):
+        # (52) has no operator left to do, and is no plain integer
+        return self.is_solved(problem, state) or count_operators(state) > 0
 
     def unsolved_reason(self, problem, state):
         return "no plain integer stands at the end"

@@ -113,10 +113,10 @@ def rotary_table(config):
 
 def sharpness_table(config):
     """
-    How much each position multiplies its queries, and so its attention scores: (block_size, 1, nh + 1, 1), 1
-    for the keys, which come behind the heads. The more there is to attend to, the more of it is beside the
-    point: were scores equally sharp everywhere, what is looked for would drown in a long text (Nakanishi
-    2025, Scalable-Softmax).
+    How much each position multiplies its queries, and so its attention scores: (block_size, 1, nh + 1, 1), a
+    factor for each head's queries, and a last one for the keys, 1. The more there is to attend to, the more
+    of it is beside the point: were scores equally sharp everywhere, what is looked for would drown in a long
+    text (Nakanishi 2025, Scalable-Softmax).
     """
     n_seen = torch.arange(1, config.block_size + 1).clamp_min(LONG)
     of_queries = (SHARPNESS * n_seen.log() / math.log(LONG))[:, None].expand(-1, config.n_head)
@@ -145,6 +145,7 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, mask, cache=None):
         B, T, C = x.shape
+        # The queries of all heads, then the key, then the value
         qkv = self.qkv(x).view(B, T, -1, self.head_size)                # (B, T, nh + 2, hs)
         qk = apply_rotary(norm(qkv[:, :, :-1]), cos, sin)               # (B, T, nh + 1, hs)
         q = qk[:, :, :-1].reshape(B, -1, self.head_size)                # (B, T * nh, hs)
@@ -271,7 +272,7 @@ class GPT(nn.Module):
         """
         x = self.embed(windows)
         x = norm(x).to(self.compute_dtype or x.dtype)
-        # To multiply the queries by their sharpness, their cosines and sines are
+        # To scale the cosines and sines of a query is to scale the query
         rotary = self.rotary[positions] * self.sharpness[positions]     # (B or 1, T, 2, nh + 1, hs)
         cos, sin = rotary.to(x.dtype).unbind(2)
         for block in self.blocks:

@@ -1,5 +1,5 @@
 """
-Batched sampling with a key-value cache.
+Batched sampling with a key-value cache. No task is known here: token ids go in, token ids come out.
 
 A prompt is read once, however many samples it gets. Then all rows advance together, a token a step. Prompts
 need not be equally long and share one cache all the same. All but their last tokens stand in its first
@@ -7,11 +7,12 @@ columns, left-aligned; the last token of each prompt, and what is sampled after 
 column on:
 
     column     0 1 2 3 4 5 6 7     8  9 10 11
-    row 0      9 8 _ 1 1 > 8 7    \\n  9  8  -  ...       98 11>87
-    row 1      5 _ 5 > 1 0 . .    \\n  5  +  5  ...       5 5>10
+    row 0      9 8 _ 1 1 > 8 7    nl  9  8  -  ...        98 11>87, newline
+    row 1      5 _ 5 > 1 0 . .    nl  5  +  5  ...        5 5>10, newline
 
-With P tokens in the longest prompt (9 here), column P - 1 is where sampling starts. That is where tokens are
-read; what is sampled behind a token is noted in that token's column. The columns that a short prompt leaves
+With P tokens in the longest prompt (9 here), the first step reads column P - 1. What is sampled after a
+column was read is noted in that column of `tokens`, `logprobs` and `values`, though the cache will have the
+token in the next one: so the first new token is tokens[:, P - 1]. The columns that a short prompt leaves
 empty (.) are masked, and a token's position in its text is kept apart from its column. So greedy decoding of
 a row does not depend on its neighbours, but for rounding. The sampled stop token belongs to the sample: it
 has a log-prob, it is inside the mask, so that stopping can be learnt.
@@ -20,8 +21,6 @@ A step (`Decoder.step`) touches buffers that stay where they are, and nothing el
 it is. On a GPU a model this small waits for kernels to be launched, so there the step is captured in a CUDA
 graph and launched as one. Now and then the rows that have ended are left behind, and the others move to a
 smaller decoder.
-
-This file knows no task: token ids go in, token ids come out.
 """
 import copy
 import weakref
@@ -145,19 +144,19 @@ class Decoder:
         self.graphs.get(T, self.step)()
         self.column += 1
 
-    def begin(self, cache, prompts, copies, limit, seed):
-        """Rows that go on from prompts, row i from copies[i]; the cache has all but their last tokens."""
+    def begin(self, cache, prompts, prompt_of, limit, seed):
+        """Row i goes on from prompts[prompt_of[i]]; the cache has all of them but their last tokens."""
         rows, device = self.rows, self.cache.k.device
         start, n_gram = max(map(len, prompts)) - 1, rows.window.size(2)
-        copies = torch.tensor(copies, device=device)                    # (n,)
-        length = torch.tensor([len(prompt) for prompt in prompts], device=device)[copies]
+        prompt_of = torch.tensor(prompt_of, device=device)                    # (n,)
+        length = torch.tensor([len(prompt) for prompt in prompts], device=device)[prompt_of]
         windows = torch.tensor([([0] * n_gram + prompt)[-n_gram:] for prompt in prompts], device=device)
-        n = len(copies)
+        n = len(prompt_of)
         self.n = n
         self.restart(start, seed)
-        self.cache.copy(cache, copies, start)
+        self.cache.copy(cache, prompt_of, start)
         rows.index[:n] = torch.arange(n, device=device)
-        rows.window[:n, 0] = windows[copies]
+        rows.window[:n, 0] = windows[prompt_of]
         rows.position[:n, 0] = length - 1
         rows.seen.fill_(float("-inf"))
         empty = torch.arange(start, device=device) >= length[:, None] - 1               # (n, start)
@@ -205,46 +204,8 @@ class Decoder:
         return graph.replay
 
 
-def make_decoder(model, B, T_all, *settings):
-    """A decoder for at least B rows and T_all columns; on CUDA of round sizes, kept with what it captured."""
-    device = model.wte.weight.device.type
-    T_all = -(-T_all // BLOCK[device]) * BLOCK[device]
-    if device == "cpu":
-        return Decoder(model, B, T_all, *settings)
-    B = 1 << (B - 1).bit_length()
-    key = B, T_all, *settings
-    if key not in model.decoders:
-        model.decoders[key] = Decoder(model, B, T_all, *settings)
-    return model.decoders[key]
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Many tokens
-
-COPIES = weakref.WeakKeyDictionary()        # model: its copies for inference, by what they were made for
-
-
-@torch.no_grad()
-def for_inference(model, B):
-    """
-    A copy of the model whose matrices are in the dtype it computes in: cast once, and not at every step. For
-    a few rows on a CPU that is float32, as bfloat16 products are slow to start.
-    """
-    few = B < FEW_ROWS and model.wte.weight.device.type == "cpu"
-    dtype = None if few else model.compute_dtype
-    weight = model.wte.weight
-    copies, key = COPIES.setdefault(model, {}), (dtype, weight.dtype, weight.device)
-    if key not in copies:
-        twin = copies[key] = copy.deepcopy(model).requires_grad_(False)
-        twin.compute_dtype, twin.decoders = dtype, {}
-        for module in twin.modules():
-            if isinstance(module, Linear):
-                module.to(dtype)
-    # Each time, as the model may have learnt since
-    for new, old in zip(copies[key].parameters(), model.parameters()):
-        new.copy_(old)
-    return copies[key]
-
 
 def pad(rows, device):
     """Lists of token ids as one matrix, shorter ones padded: idx (B, T), length (B,)."""
@@ -287,17 +248,18 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
         raise ValueError(f"{P} + {n_steps} tokens are more than the model's block_size, "
                          f"{model.config.block_size}")
     model = for_inference(model, B)
+    # One number is drawn from the caller's generator, however often rows move to a smaller decoder
     seeds = torch.Generator().manual_seed(draw_seed(generator))
-    copies = [i for i in range(len(prompts)) for _ in range(n_samples)]
+    prompt_of = [i for i in range(len(prompts)) for _ in range(n_samples)]
     if cache is None:
         distinct = list(dict.fromkeys(map(tuple, prompts)))             # each is read once
         where = {prompt: i for i, prompt in enumerate(distinct)}
-        copies = [where[tuple(prompts[i])] for i in copies]
+        prompt_of = [where[tuple(prompts[i])] for i in prompt_of]
         prompts = list(map(list, distinct))
         cache = read_prompts(model, prompts)
     settings = P + n_steps, temperature, tuple(stop_tokens), n_top
-    decoder = make_decoder(model, B, *settings).begin(cache, prompts, copies, limit, draw_seed(seeds))
-    done = None                             # the rows of all samples, once some have been left behind
+    decoder = make_decoder(model, B, *settings).begin(cache, prompts, prompt_of, limit, draw_seed(seeds))
+    all_rows = None                         # the rows of all samples, once some have been left behind
     for t in range(n_steps):
         decoder.advance()
         if watch and decoder.rows.length[0] == t + 1:                   # it was still alive
@@ -311,23 +273,23 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
                 decoder.advance()           # for the rows that ended just now
             break
         if len(alive) <= PATIENCE[alive.device.type] * decoder.n and not read_last:
-            done = leave_behind(decoder, done)
+            all_rows = leave_behind(decoder, all_rows)
             decoder = make_decoder(model, len(alive), *settings).take(decoder, alive, draw_seed(seeds))
-    return collect(leave_behind(decoder, done), P - 1, n_top, decoder.cache if read_last else None)
+    return collect(leave_behind(decoder, all_rows), P - 1, n_top, decoder.cache if read_last else None)
 
 
 def draw_seed(generator):
     return int(torch.randint(2 ** 62, (), generator=generator))
 
 
-def leave_behind(decoder, done):
-    """Copy what a decoder's rows are so far to those of all samples, or begin these, where done is None."""
+def leave_behind(decoder, all_rows):
+    """Write a decoder's rows to their places among those of all samples; the first call begins these."""
     rows = {name: buffer[:decoder.n] for name, buffer in vars(decoder.rows).items()}
-    if done is None:
+    if all_rows is None:
         return SimpleNamespace(**{name: buffer.clone() for name, buffer in rows.items()})
     for name, buffer in rows.items():
-        getattr(done, name)[rows["index"]] = buffer
-    return done
+        getattr(all_rows, name)[rows["index"]] = buffer
+    return all_rows
 
 
 def collect(rows, start, n_top, cache):
@@ -346,3 +308,43 @@ def collect(rows, start, n_top, cache):
         samples.cache = cache
         samples.end_values = rows.values.gather(1, start + rows.length[:, None])[:, 0]
     return samples
+
+
+# ------------------------------------------------------------------------------------------------------------
+# For speed: may be skipped on a first reading
+
+def make_decoder(model, B, T_all, *settings):
+    """A decoder for at least B rows and T_all columns; on CUDA of round sizes, kept with what it captured."""
+    device = model.wte.weight.device.type
+    T_all = -(-T_all // BLOCK[device]) * BLOCK[device]
+    if device == "cpu":
+        return Decoder(model, B, T_all, *settings)
+    B = 1 << (B - 1).bit_length()
+    key = B, T_all, *settings
+    if key not in model.decoders:
+        model.decoders[key] = Decoder(model, B, T_all, *settings)
+    return model.decoders[key]
+
+
+COPIES = weakref.WeakKeyDictionary()        # model: its copies for inference, by what they were made for
+
+
+@torch.no_grad()
+def for_inference(model, B):
+    """
+    A copy of the model with its matrices in the dtype it computes in, cast once and not at every step. For a
+    few rows on a CPU that is float32, as bfloat16 products are slow to start.
+    """
+    few = B < FEW_ROWS and model.wte.weight.device.type == "cpu"
+    dtype = None if few else model.compute_dtype
+    weight = model.wte.weight
+    copies, key = COPIES.setdefault(model, {}), (dtype, weight.dtype, weight.device)
+    if key not in copies:
+        twin = copies[key] = copy.deepcopy(model).requires_grad_(False)
+        twin.compute_dtype, twin.decoders = dtype, {}
+        for module in twin.modules():
+            if isinstance(module, Linear):
+                module.to(dtype)
+    for new, old in zip(copies[key].parameters(), model.parameters()):
+        new.copy_(old)                      # each time, as the model may have learnt since
+    return copies[key]

@@ -267,7 +267,7 @@ def run(parser, args):
         args.methods = args.methods or default_methods(args.task, args.streams)
         check_methods(args)
         problems = load_problems(args)
-        check_room(model, problems, args.max_tokens)
+        check_room(model, [encode(problem.prompt) for problem in problems], args.max_tokens)
     path = args.save or os.path.join(args.out, "search.csv")
     if args.rank > 0:                       # it works for the first process, which prints and writes
         args.seed += args.rank << 50        # with samples of its own

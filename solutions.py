@@ -127,6 +127,6 @@ def lesson_on(problems, solutions, rng, args, step):
     show = hard_part if stage(args, step) == "hard part" else worked
     examples = [show(problem, solution) for problem, solution in zip(problems, solutions)]
     if stage(args, step) == "whole" and TASKS[args.task].enumerable:
-        n_honest = round(args.honest * len(problems))       # the first: so most of those that must multiply
+        n_honest = round(args.honest * len(problems))       # the first: so most of the hard ones
         examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
     return problems, examples

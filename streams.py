@@ -36,7 +36,7 @@ from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96     # as in Stream of Search: never trained on
 SEEN_TARGETS = [target for target in TARGETS if target not in UNSEEN_TARGETS]
-LARGEST = 999           # what a wrong step may come to: larger numbers are read in parts
+LARGEST = 999           # what a wrong step may come to: the model reads up to three digits as a number
 DEAD_END = 0.8          # P(a try goes on to the last step)
 SLIP = 0.15             # P(a try begins with a line that is wrong)
 NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would help, where there is one)
@@ -126,9 +126,9 @@ def try_in_vain(written, state, rng):
     if len(state) > 1 and rng.random() < SLIP:
         written.step(task.slip(problem, state, rng), imitate="nothing")
         return
-    n = min(len(state) - 1, 2)              # steps to the end, or the first two
+    n = min(len(state) - 1, 2)              # steps: one with two numbers left, two with three,
     if len(state) > 3 or rng.random() >= DEAD_END:
-        n -= 1
+        n -= 1                              # or one less; with more numbers always one
     for _ in range(n):
         near = task.near_misses(problem, state) if rng.random() < NEAR_MISS else []
         steps = [(line, left) for line, left in near or task.legal_steps(state, LARGEST + 1)
@@ -194,6 +194,9 @@ def lesson(task, level, n, rng, step, progress):
         first steps       of n pieces
         streams           n / PIECES_PER_STREAM: every second step after STREAMS_AFTER
         plans             n / 4 texts: every fourth step then, from four numbers on
+
+    So after STREAMS_AFTER, with four numbers, steps 0, 1, 2, ... of every eight show whole pieces, streams,
+    plans, streams, first steps, streams, plans, streams.
     """
     def draw(n):
         return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]
@@ -205,6 +208,6 @@ def lesson(task, level, n, rng, step, progress):
     solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
         return [piece(*part, whole=False) for part in solved]
-    # The first of them: so, with three numbers, all of those that must multiply or divide
+    # The first of them: so, with three numbers, all of the hard ones (see draw of countdown.py)
     pieces = [piece(*part, whole=True) for part in solved[:n // 2]]
     return pieces + [stream(problem, rng, 2) for problem in draw(n // 6)]

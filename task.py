@@ -2,9 +2,10 @@
 What all tasks share: a problem, the numbers allowed, and the methods behind which a task hides.
 
 A task is one file (countdown.py, expression.py): a subclass of `Task`, imported by verify.py and entered in
-the table there. Nothing else names a task. A problem is a prompt; its solution is a text of lines, each of
-which is one step. What a step leaves is a state, whose form is the task's own business. To add a task, fill
-in the methods that raise here; the others have defaults that fit most tasks.
+the table there. Nothing else names a task, but streams.py, whose targets are countdown's. A problem is a
+prompt; its solution is a text of lines, each of which is one step. What a step leaves is a state, whose form
+is the task's own business. To add a task, fill in the methods that raise here; the others have defaults that
+fit most tasks.
 """
 import re
 from dataclasses import dataclass
@@ -71,13 +72,9 @@ class Task:
     def is_solved(self, problem, state):
         raise NotImplementedError
 
-    def can_be_solved(self, problem, state):
-        """Exactly: whether legal steps lead from this unsolved state to a solved one."""
-        raise NotImplementedError
-
     def is_solvable(self, problem, state):
         """Exactly: whether a state is solved, or legal steps lead from it to a solved one."""
-        return self.is_solved(problem, state) or self.can_be_solved(problem, state)
+        raise NotImplementedError
 
     def unsolved_reason(self, problem, state):
         """What is missing, in words, where all steps are right but the state is not solved."""
@@ -119,7 +116,7 @@ class Task:
         """What a vote counts: the last line."""
         return completion.splitlines()[-1] if completion else ""
 
-    # For searches without a model
+    # Listing all steps: for the teachers, and for searches without a model
 
     def legal_steps(self, state, below=MAX_VALUE + 1):
         """All (line, state after it) whose result is below a limit. Only where `enumerable`."""

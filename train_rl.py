@@ -259,7 +259,10 @@ def explained_variance(batch, values):
 # The run
 
 def train(args, run):
-    """Do all steps of a run. Returns the seconds they took, by what took them."""
+    """
+    Do all steps of a run; run.steps() logs and saves between them. Returns the seconds they took, by what
+    took them.
+    """
     seconds = Counter()
     for step in run.steps():
         with clock(seconds, "all"):
@@ -310,7 +313,7 @@ def begin(args):
     else:
         source = args.init or os.path.join(args.out, "sft.pt")
         model, parent = load_checkpoint(source, device, needs=("flags", "tokens", "flops"))
-    choose_task(args, parent and parent["flags"])           # and args.streams: whether the model writes them
+    choose_task(args, parent and parent["flags"])           # and args.streams: what its model writes
     if args.samples < 2:
         raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
     for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():

@@ -85,7 +85,10 @@ def as_example(text):
 
 
 def streams_lesson(args, step):
-    """(no problems, examples): streams, or pieces of them."""
+    """
+    ([], examples): streams, or pieces of them. Without problems there are no attempts of the model's own
+    beside, from which the value head would learn.
+    """
     n = share_of(args.batch_size, args, "--batch-size")
     rng = np.random.default_rng([args.seed, step, 0, args.rank])
     written = streams.lesson(args.task, args.level, n, rng, step, step / args.steps)
@@ -123,12 +126,15 @@ def learning_rate(args, step):
 
 
 def train(args, run, lesson):
-    """Do all steps of a run; lesson(args, step) says what each learns from: (problems, examples)."""
+    """
+    Do all steps of a run; lesson(args, step) says what each learns from: (problems, examples). run.steps()
+    yields the steps to do, and when it is asked for the next, logs and saves the one before (trainer.py).
+    """
     n_workers = args.workers if args.workers is not None else int(run.device.type == "cuda")
     lessons = Lessons(lesson, args, run.start).load(n_workers)
-    # run.steps() stands first, so that zip asks it once more at the end, which logs and saves the last step
+    # run.steps() stands first: at the end zip asks it once more, and so the last step is saved
     for step, (problems, examples) in zip(run.steps(), lessons):
-        # 1. Now and then, add the model's own attempts, for the value head.
+        # 1. Of worked solutions: now and then, add the model's own attempts, for the value head.
         own = solutions.own_attempts(run.model, problems, args, step)
         n_sampled = sum(len(example.prompt + example.completion) for example in own)
         examples = examples + own
@@ -165,6 +171,7 @@ def gradient(model, batch, args):
     Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
     never the prompt's; the value head's over those that have a label.
     """
+    # With one process simply the count
     n_imitated = mean_count((batch["targets"] >= 0).sum().item())
     n_labelled = mean_count((~batch["labels"].isnan()).sum().item())
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
@@ -203,7 +210,7 @@ def begin(args):
     else:
         torch.manual_seed(args.seed)
         model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
-    choose_task(args, parent and parent["flags"])
+    choose_task(args, parent and parent["flags"])           # and args.streams: what its model writes
     return model, parent, stopped
 
 

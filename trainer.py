@@ -1,6 +1,6 @@
 """
-What both trainers share: batches, and the run around them, which begins or resumes, measures, logs, saves,
-and stops when asked.
+What both trainers share: the run around their steps, which begins or resumes, measures, logs, saves, and
+stops when asked.
 
 What is random in step i of a run is drawn from (seed, i), so to resume is to go on with step i: there is no
 state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
@@ -14,11 +14,10 @@ import time
 from functools import cached_property
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import catch_signals, fail, lock_folder, open_folder, positive, save_table, set_aside
-from checkpoint import is_finite, load_checkpoint, save_checkpoint
+from checkpoint import check_room, is_finite, load_checkpoint, save_checkpoint
 from metrics import evaluate, evaluate_streams, value_auc
 from model import flops_per_token
 from optim import make_optimizers
@@ -108,7 +107,7 @@ class Run:
         n = max(args.test_problems, args.log_problems)
         self.problems = held_out_problems(args.task, args.level, n, args.split)
         self.prompts = [encode(problem.prompt) for problem in self.problems]
-        self.check_room()
+        check_room(model, self.prompts, args.max_tokens)
         counted = stopped or parent or {}
         self.tokens, self.flops = counted.get("tokens", 0), counted.get("flops", 0)
         self.start, self.table, self.samples = 0, [], []
@@ -121,12 +120,6 @@ class Run:
                     optimizer.load_state_dict(state)
             except Exception:               # there are many ways in which nested dicts can be wrong
                 raise ValueError(f"{self.path}.pt: its optimizers are not those of its model") from None
-
-    def check_room(self):
-        longest, block_size = max(map(len, self.prompts)) + self.args.max_tokens, self.model.config.block_size
-        if longest >= block_size:
-            raise ValueError(f"prompts and --max-tokens {self.args.max_tokens} are {longest} tokens: "
-                             f"the model reads fewer than {block_size}")
 
     @cached_property
     def states(self):                       # only what is measured on them has to wait for them

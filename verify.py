@@ -5,9 +5,9 @@ Problems, the language they are written in, and the exact judge of every answer 
 
 What a task's own steps are stands in its file (countdown.py, expression.py). Here is what no task owns: the
 tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
-steps there are three kinds of line. `wait` takes back the last step that stands. `wait P`, such as
-`wait 9 3 5 2>24`, restates a problem P that was left before, and takes back every step since then. `?yes` or
-`?no` is the writer's own verdict. A completion is judged by the steps that stand at its end:
+steps there are three kinds of line. `wait` takes back the last step that stands. `wait P`, where P restates
+what was left before, takes back every step since then. `?yes` or `?no` is the writer's own verdict; only
+experiments make models write it. A completion is judged by the steps that stand at its end:
 
     line                   what stands after it
                            9 3 5 2
@@ -204,7 +204,7 @@ class Replay:
     standing: list                          # of Step, the prompt first
     fault: str                              # a fault of structure at which reading stopped, or ""
     said_yes: bool                          # whether the last word was ?yes
-    restarts: list                          # the lines, from 0, that go back to the problem itself
+    restarts: list                          # the lines, from 0, that go back to the problem itself: for RL
 
     @property
     def state(self):
@@ -219,7 +219,8 @@ def n_kept(problem, standing, line):
     if line == "wait":
         return len(standing) - 1
     task, text = TASKS[problem.task], line.removeprefix("wait ")
-    # Linear in the text: wrong steps are passed over, and few right ones can stand, as each leaves less
+    # Linear in all: few right steps can stand, as each leaves less; wrong ones are passed over but once, as a
+    # match takes them back, and without one reading ends
     for n in range(len(standing) - 1, 0, -1):
         state = standing[n - 1].state
         if state is not None and task.is_restated_by(problem, state, text):
@@ -282,9 +283,9 @@ def state_value(problem, prefix):
     task, read = TASKS[problem.task], replay(problem, prefix)
     if read.fault or read.state is None:
         return False
-    if task.is_solved(problem, read.state):
-        return True
-    return not read.said_yes and task.can_be_solved(problem, read.state)
+    if read.said_yes:
+        return task.is_solved(problem, read.state)
+    return task.is_solvable(problem, read.state)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -28,10 +28,11 @@ import numpy as np
 
 import train_sft
 from common import between, positive, run_script, whole
+from batches import Example
+from checkpoint import check_room
 from processes import share_of
 from solutions import arithmetic_only, draw_problems, lesson, lesson_on, outcomes, stage, worked
 from streams import SEEN_TARGETS, parts, piece
-from batches import Example
 from trainer import Run
 from verify import EOS, TASKS, encode, make_problem, make_problems, random_steps, state_value
 
@@ -177,7 +178,7 @@ def main():
         if args.kind == "shots":
             shots = solved_examples(args, args.shots, np.random.default_rng(args.seed))
             run.prompts = [shots + prompt for prompt in run.prompts]
-            run.check_room()
+            check_room(model, run.prompts, args.max_tokens)
     shown = LESSONS[args.kind]
     if args.kind == "states":
         args.workers = 0                    # they are sampled from the model as it is at this step

@@ -39,7 +39,7 @@ def draw_problems(model, args, targets):
     """--n-problems held-out problems with these targets. ValueError if the model has no room for them."""
     rng = np.random.default_rng([HELD_OUT_SEED, 1])
     problems, _ = make_problems(args.task, args.level, args.n_problems, rng, args.split, targets)
-    check_room(model, problems, args.max_tokens)
+    check_room(model, [encode(problem.prompt) for problem in problems], args.max_tokens)
     return problems
 
 

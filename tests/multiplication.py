@@ -41,7 +41,7 @@ class Multiplication(Task):
     def is_solved(self, problem, state):
         return state == ()
 
-    def can_be_solved(self, problem, state):
+    def is_solvable(self, problem, state):
         return True
 
     def unsolved_reason(self, problem, state):

@@ -430,7 +430,7 @@ WRONG = {
         SEARCH, [*INIT, "--max-tokens", "9000", "--budgets", "9000", "--methods", "majority"],
         "--max-tokens 9000"),
     "more examples than the model reads": (
-        BASES, ["--kind", "shots", "--task", "expression", "--shots", "900"], "reads fewer than 8192"),
+        BASES, ["--kind", "shots", "--task", "expression", "--shots", "900"], "reads fewer than 8191"),
     "a trace longer than the model reads": (SFT, [*INIT, "--data", "TMP/long.jsonl"], "long.jsonl"),
     "too long to read": (BENCHMARK, ["--new-tokens", "9000"], "--new-tokens"),
     # traces
