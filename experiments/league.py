@@ -124,13 +124,18 @@ def train(name, out, log, **names):
     return model
 
 
-def best_rate(name, out, log, rates, names):
-    """The learning rate with which a row's single samples solve most validation problems."""
-    solved = {}
-    for lr in rates:
+def best_rate(name, out, log, args, names):
+    """
+    The learning rate with which a row's single samples solve most validation problems. What each has solved
+    goes to league_rates.csv.
+    """
+    path, tried = os.path.join(args.results, "league_rates.csv"), []
+    for lr in args.rates:
         model = train(name, os.path.join(out, f"lr{lr}"), log, lr=lr, **names | {"split": "validation"})
-        solved[lr] = float(last_row(model)["sampled"])
-    return max(solved, key=solved.get)
+        solved = {key: last_row(model)[key] for key in ("greedy", "sampled", "pass16")}
+        tried.append({"row": name, "seed": names["seed"], "lr": lr, **solved})
+    save_table(path, read_table(path) + tried)
+    return max(tried, key=lambda row: float(row["sampled"]))["lr"]
 
 
 def make_row(name, seed, args):
@@ -150,8 +155,9 @@ def make_row(name, seed, args):
     done = [row["step"] for row in read_table(os.path.join(base_dir, "sft.csv"))][-1:]
     if done != [str(names["base_steps"])]:                              # no base yet, or one that was stopped
         run(BASE, log, **names)
-    rates = args.rates if commands else [""]
-    lr = best_rate(name, out, log, rates, names) if len(rates) > 1 else rates[0]
+    lr = args.rates[0] if commands else ""
+    if commands and len(args.rates) > 1:
+        lr = best_rate(name, out, log, args, names)
     model = train(name, out, log, lr=lr, **names)
     writes_verdicts = any("verdicts" in command or "continuations" in command for command in commands)
     search_for_answers(model, writes_verdicts, log, names | {"out": out})

@@ -113,6 +113,11 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
     assert all(f"--lr {min(league.RATES)} " in command and "--split test" in command for command in rounds)
     assert [row["lr"] for row in rows] == ["", *[str(min(league.RATES))] * 2]
     assert rows[1]["sampled"] == "0.4"      # on test problems
+    rates = table(tmp_path / "results" / "league_rates.csv")
+    assert [(row["row"], float(row["lr"])) for row in rates] == [
+        (name, lr) for name in names[1:] for lr in league.RATES]
+    assert [float(row["sampled"]) for row in rates] == [0.5 if lr == min(league.RATES) else 0.4
+                                                        for _ in names[1:] for lr in league.RATES]
     for r in range(1, len(rounds)):         # each from the one before
         assert f"--init {tmp_path}/work/level3_seed0/guidance__search__distil/round{r}/sft.pt" in rounds[r]
     assert rows[0]["own256"] == "0.6" and rows[0]["own256_method"] == "vote (value)"
