@@ -1,7 +1,7 @@
 """
 The league table: every hypothesis about how o1 was made, from one base model, at about equal training FLOPs.
 
-    # Three seeds -> results/league.csv, .md (some 80 min a seed on one core)
+    # Three seeds -> results/league.csv, .md (some two hours a seed on one core)
     python -m experiments.league
     python -m experiments.league --quick        # one seed, half of everything -> out/league_quick (16 min)
     python -m experiments.league --level 4 --seeds 0            # four numbers -> out/league_level4
