@@ -18,7 +18,7 @@ Deviations from the papers: the group's mean is not divided by its standard devi
 2025); groups that teach nothing are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the critic's
 targets are the outcomes themselves, lambda = 1, and only the policy's lambda is lower (VC-PPO, Yuan et al.
 2025); discount 1, but for streams. The value head, too, learns only from groups that were not dropped, so it
-predicts success on problems that are neither too easy nor too hard.
+predicts success on problems that are not too hard, and without a --half-life not too easy either.
 """
 from typing import Callable, NamedTuple
 
@@ -115,9 +115,9 @@ def filter_advantages(batch, args):
 
 def reinforce_advantages(batch, args):
     """
-    The return less its mean over the problem's samples. Where attempts have returns of their own, with a
-    --half-life, one that led back to the problem is below the mean: it is made less likely, even if the
-    stream succeeds later.
+    The return less its mean over the problem's samples; with a --half-life, where each token has its own,
+    over all their tokens. An attempt that led back to the problem is mostly below that mean: then it is made
+    less likely, even if the stream succeeds later.
     """
     returns, counted = batch["returns"], batch["mask"]
     if not args.half_life:                  # the same at all tokens: each sample counts once, however long

@@ -126,7 +126,7 @@ class Countdown(Task):
             rows = np.resize(waiting, width)                # the fewer are waiting, the more draws for each
             numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
             hits = find_hits(numbers, wanted[rows])                 # (L, width)
-            paths = hits.argmax(0)          # not a random one: fewer ways to be right are learnt faster
+            paths = hits.argmax(0)          # see find_hits; not a random one: fewer ways are learnt faster
             may_be_easy = rng.random(width) < 0.02              # as with 2 numbers some targets are sums only
             good = hits.any(0) & ((rows >= n_hard) | multiplies(paths, level) | may_be_easy)
             for k in np.flatnonzero(good):

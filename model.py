@@ -125,8 +125,8 @@ def sharpness_table(config):
 
 def apply_rotary(x, cos, sin):
     """
-    Turn each pair of x (B, T, nh, hs), one from either half, by its angle: (x1, x2) -> (x1 cos - x2 sin, x2
-    cos + x1 sin). cos and sin are (B or 1, T, nh, hs), and the first half of sin is negative.
+    Turn each pair of x (B, T, n, hs), one from either half, by its angle: (x1, x2) -> (x1 cos - x2 sin, x2
+    cos + x1 sin). cos and sin are (B or 1, T, 1 or n, hs), and the first half of sin is negative.
     """
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
 

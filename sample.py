@@ -141,7 +141,7 @@ class Decoder:
         """One step, over no more columns than it needs."""
         T = -(-(self.column + 1) // self.block) * self.block
         self.cache.look_at(T)
-        self.graphs.get(T, self.step)()
+        self.graphs.get(T, self.step)()     # the step as it was captured; on a CPU it never is
         self.column += 1
 
     def begin(self, cache, prompts, prompt_of, limit, seed):
@@ -262,7 +262,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
     all_rows = None                         # the rows of all samples, once some have been left behind
     for t in range(n_steps):
         decoder.advance()
-        if watch and decoder.rows.length[0] == t + 1:                   # it was still alive
+        if watch and decoder.rows.index[0] == 0 and decoder.rows.length[0] == t + 1:        # still alive
             column = decoder.column - 1
             watch(int(decoder.rows.tokens[0, column]), decoder.rows.values[0, column].sigmoid().item())
         if (t + 1) % LOOK_EVERY:

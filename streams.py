@@ -205,6 +205,7 @@ def lesson(task, level, n, rng, step, progress):
         return [stream(problem, rng) for problem in draw(n // PIECES_PER_STREAM)]
     if progress > STREAMS_AFTER and step % 4 and level > 3:
         return [plans(problem, rng) for problem in draw(n // 4)]
+    # Each problem has level - 2 parts, so these are n
     solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
         return [piece(*part, whole=False) for part in solved]
