@@ -214,6 +214,14 @@ def test_rows_that_end_early_are_dropped_and_the_others_do_not_notice(model, mon
         assert_close(samples.values[i, :limit], alone.values[0])
 
 
+def test_only_the_first_row_is_watched_also_when_it_was_left_behind(model):
+    """Once rows had moved to a smaller decoder, the tokens of its first row were told as well."""
+    told = []
+    samples = generate(model, [PROMPTS[i % 5] for i in range(8)], [3, 2, 2, 3, 9, 12, 30, 30], temperature=0.0,
+                       watch=lambda token, value: told.append(token))
+    assert told == samples.completions()[0] and len(told) == 3
+
+
 @pytest.mark.parametrize("read_last", [False, True])
 def test_generate_stops_soon_after_all_rows_have_ended(model, monkeypatch, read_last):
     """Whatever the limit: a line of a tree search is a third as long as a solution may be."""
