@@ -130,8 +130,8 @@ MUTANTS = [
     Mutant("train_rl.py", '(loss * part["mask"]).sum().div(n_tokens)',
            '((loss * part["mask"]).sum(1) / part["mask"].sum(1)).mean()',
            "each completion counts the same, so tokens of long wrong ones count little"),
-    Mutant("train_rl.py", "{ends[line] + 1 for line in read.restarts}", "{ends[line] for line in read.restarts}",
-           "an attempt begins a token too early"),
+    Mutant("train_rl.py", "{ends[line] + 1 for line in read.restarts}",
+           "{ends[line] for line in read.restarts}", "an attempt begins a token too early"),
     # Search
     Mutant("best_of_n.py", "sum(sample.tokens for sample in samples)",
            "sum(sample.tokens for sample in samples if sample.finished)",

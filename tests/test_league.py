@@ -15,7 +15,8 @@ from plot import read
 from scripts import ROOT, run_here, table, write_table
 from verify import TASKS
 
-NAMES = {"seed": 0, "split": "test", "lr": 0.001, "out": "o u t", "base_dir": "b", "n_problems": 7, "level": 3, "base_steps": 5, "n": 2,
+NAMES = {"seed": 0, "split": "test", "lr": 0.001, "out": "o u t", "base_dir": "b", "n_problems": 7,
+         "level": 3, "base_steps": 5, "n": 2,
          "stream": 99, "sampled": 160, "searched": 150, "model": "m.pt", "r": 1}
 
 
@@ -61,8 +62,8 @@ def test_a_flag_or_a_value_that_a_script_does_not_know_would_be_found():
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
     """
-    Commands are kept, not run; what they would write is a stand-in, whose FLOPs grow from one to the next, and
-    whose samples are best at the lowest learning rate of validation, and on test problems at the highest.
+    Commands are kept, not run; what they would write is a stand-in, whose FLOPs grow from one to the next,
+    and whose samples are best at the lowest learning rate of validation, and on test problems at the highest.
     """
     commands = []
 

@@ -217,7 +217,8 @@ def test_rows_that_end_early_are_dropped_and_the_others_do_not_notice(model, mon
 def test_only_the_first_row_is_watched_also_when_it_was_left_behind(model):
     """Once rows had moved to a smaller decoder, the tokens of its first row were told as well."""
     told = []
-    samples = generate(model, [PROMPTS[i % 5] for i in range(8)], [3, 2, 2, 3, 9, 12, 30, 30], temperature=0.0,
+    limits = [3, 2, 2, 3, 9, 12, 30, 30]
+    samples = generate(model, [PROMPTS[i % 5] for i in range(8)], limits, temperature=0.0,
                        watch=lambda token, value: told.append(token))
     assert told == samples.completions()[0] and len(told) == 3
 
