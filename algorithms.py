@@ -80,7 +80,7 @@ def discounted_returns(batch, args):
     decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
     position = batch["mask"].cumsum(1)                                  # (B, T), 1 at the first token
     to_the_end = decay ** (position[:, -1:] - position)                 # the factor from here to the end
-    per_attempt = attempt_value(batch, to_the_end, args)                    # (B, 1)
+    per_attempt = attempt_value(batch, to_the_end, args)                # (B, 1)
     # Where the next attempt begins: the smallest such position on the right
     next_begin = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
     next_begin = next_begin.flip(1).cummin(1).values.flip(1)

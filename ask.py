@@ -13,14 +13,14 @@ import sys
 from functools import partial
 
 # First, so that Ctrl-C while torch is imported ends quietly
-from common import Parser, between, open_folder, positive, run_script
+from common import Parser, check_level, open_folder, positive, run_script
 
 import numpy as np
 import torch
 
 from best_of_n import one_stream
-from budget import Settings
-from checkpoint import check_level, check_room, load_model
+from budget import BUDGETS, STREAM_BUDGETS, Settings
+from checkpoint import check_room, load_model
 from page import check_name, line_of, stream_page, tree_page, write_page
 from tree import mcts_searches
 from verify import NEWLINE, TASKS, decode, encode, make_problem, parse_problem, state_value, tidy, verify
@@ -120,9 +120,11 @@ def show(model, problem, args, live=False):
     (show_stream if args.streams else show_search)(model, problem, args, live)
 
 
-def read_problem(text, model, args):
+def read_problem(text, model, args, at_its_level=False):
     """The problem in a text, if this model can be asked it. ValueError says why not."""
     problem = parse_problem(tidy(text))
+    if at_its_level:
+        take_its_level(problem, args)
     check_level(problem, args)
     check_room(model, [encode(problem.prompt)], args.max_tokens)
     if not state_value(problem, ""):
@@ -130,9 +132,8 @@ def read_problem(text, model, args):
     return problem
 
 
-def take_its_level(text, args):
+def take_its_level(problem, args):
     """Ask a problem at its own level, whatever the model was trained on, unless --level says otherwise."""
-    problem = parse_problem(tidy(text))
     if "level" not in args.given and problem.task == args.task:
         args.level = problem.level
         if "max_tokens" not in args.given:
@@ -176,8 +177,7 @@ def make_parser():
     parser.shared("--init", "--task", "--level", "--max-tokens")
     parser.add_argument("--budget", type=positive, metavar="N",
                         help="the most tokens that it may take (default 300, for a model of streams 1024)")
-    parser.add_argument("--c-puct", type=between(0, 1000), default=1.0, metavar="X",
-                        help="of a tree: weight of the prior against the value (default 1.0)")
+    parser.shared("--c-puct")
     parser.add_argument("--html", metavar="FILE",
                         help="write a page that shows how the problem was solved, step by step")
     parser.shared("--out", "--device", "--seed")
@@ -194,11 +194,10 @@ def main():
             check_name(args.html)
         # Who names a folder means the model in it
         model = load_model(args, [SHIPPED] if "out" not in args.given else [])
-        args.budget = args.budget or (1024 if args.streams else 300)
+        args.budget = args.budget or (STREAM_BUDGETS if args.streams else BUDGETS)[-1]
         if not args.problem:
             return converse(model, args)
-        take_its_level(args.problem, args)
-        problem = read_problem(args.problem, model, args)
+        problem = read_problem(args.problem, model, args, at_its_level=True)
     if args.html:
         open_folder(*os.path.split(args.html))          # what cannot be written is told before the search
     print(f"checkpoint {args.init}\n")

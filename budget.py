@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 
+BUDGETS, STREAM_BUDGETS = (75, 150, 300), (32, 64, 128, 256, 512, 1024)         # the defaults
+
+
 class Budget:
     """The tokens that may be generated for a problem, and how many were."""
 

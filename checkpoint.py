@@ -95,13 +95,6 @@ def load_model(args, others=()):
     return model
 
 
-def check_level(problem, args):
-    """ValueError if a problem is not of the task and level that are searched on."""
-    if (problem.task, problem.level) != (args.task, args.level):
-        raise ValueError(f"{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; "
-                         f"{args.init} is for {args.task} at level {args.level}")
-
-
 def check_room(model, prompts, max_tokens):
     """ValueError if the longest prompt (token ids) and completion are more than the model reads."""
     n_tokens, least = max(map(len, prompts)) + max_tokens, model.config.block_size - 1

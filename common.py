@@ -64,6 +64,8 @@ SHARED_FLAGS = {
                          help="the longest completion (default: the checkpoint's; for a new model what a "
                               "worked solution of the level needs, or a stream that tries all there is)"),
     "--init": dict(metavar="FILE", help="checkpoint to start from"),
+    "--c-puct": dict(type=between(0, 1000), default=1.0, metavar="X",
+                     help="mcts: weight of the prior against the value (default 1.0)"),
     "--split": dict(default="test", choices=["test", "validation"],
                     help="which held-out problems to measure on: test for the tables, validation to choose "
                          "settings (default test)"),
@@ -137,6 +139,13 @@ def choose_task(args, trained=None):
     if args.level == same_task.get("level") and args.streams == trained.get("streams", False):
         room = same_task.get("max_tokens", room)
     args.max_tokens = args.max_tokens or room
+
+
+def check_level(problem, args):
+    """ValueError if a problem is not of the task and level that are searched on."""
+    if (problem.task, problem.level) != (args.task, args.level):
+        raise ValueError(f"{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; "
+                         f"{args.init} is for {args.task} at level {args.level}")
 
 
 def choose_device(name="auto"):

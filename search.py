@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 # First, so that Ctrl-C while torch is imported ends quietly
-from common import Parser, between, open_folder, positive, run_script, save_table
+from common import Parser, check_level, open_folder, positive, run_script, save_table
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ from tqdm import tqdm
 
 from baselines import by_heuristic, depth_first, looking_ahead, random_paths
 from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
-from budget import Settings
-from checkpoint import check_level, check_room, load_model
+from budget import BUDGETS, STREAM_BUDGETS, Settings
+from checkpoint import check_room, load_model
 from metrics import wilson
 from model import flops_per_token
 from processes import join_processes, shared
@@ -53,7 +53,6 @@ from tree import beam, depth_one, mcts
 from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, tidy, verify
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
-BUDGETS, STREAM_BUDGETS = (75, 150, 300), (32, 64, 128, 256, 512, 1024)
 N_VALIDATION = 300                          # validation problems on which the best of them is chosen
 
 
@@ -211,8 +210,7 @@ def make_parser():
     parser.add_argument("--budgets", nargs="+", type=positive, metavar="N",
                         help="ceilings on the tokens generated for a problem (default 75 150 300, for a "
                              "model of streams 32 64 128 256 512 1024)")
-    parser.add_argument("--c-puct", type=between(0, 1000), default=1.0, metavar="X",
-                        help="mcts: weight of the prior against the value (default 1.0)")
+    parser.shared("--c-puct")
     # the problems
     parser.add_argument("--n-problems", type=positive, default=1000, metavar="N",
                         help="how many (default 1000)")

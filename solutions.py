@@ -13,9 +13,9 @@ attempts as well, which the verifier judges (`own_attempts`).
 import numpy as np
 import torch
 
+from batches import Example
 from processes import share_of
 from sample import generate
-from batches import Example
 from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps
 
 HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,

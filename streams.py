@@ -72,8 +72,10 @@ class Writer:
         """
         A step, with the target behind it. Of it is imitated "all", "nothing", or the "result" of the choice.
         """
-        n_chosen = len(encode(self.task.chosen_part(line)))
-        n_hidden = {"all": 0, "result": n_chosen, "nothing": math.inf}[imitate]
+        if imitate == "result":
+            n_hidden = len(encode(self.task.chosen_part(line)))
+        else:
+            n_hidden = {"all": 0, "nothing": math.inf}[imitate]
         self.write(f"{line.rstrip()}>{self.problem.target}\n", n_hidden)
 
     def steps(self, lines):

@@ -4,9 +4,8 @@ What all tasks share: a problem, the numbers allowed, and the methods behind whi
 A task is one file (countdown.py, expression.py): a subclass of `Task`, imported by verify.py and entered in
 the table there. Nothing else names a task, but streams.py, whose targets are countdown's. A problem is a
 prompt; its solution is a text of lines, each of which is one step. What a step leaves is a state, whose form
-is the task's own business. To add a task, set the attributes and
-fill in the methods that raise here (slip only where `enumerable`); the others have defaults that fit most
-tasks.
+is the task's own business. To add a task, set the attributes and fill in the methods that raise here (slip
+only where `enumerable`); the others have defaults that fit most tasks.
 """
 import re
 from dataclasses import dataclass

@@ -14,9 +14,9 @@ import re
 import numpy as np
 import torch
 
+from batches import Example
 from common import write_whole
 from task import show
-from batches import Example
 from verify import EOS, encode, parse_problem, replay, split_of, verify
 
 VERDICTS = ("?yes", "?no")

@@ -94,7 +94,7 @@ def rollout(model, args, step, seconds):
     completions of the same problems, to imitate as well.
     """
     device = model.wte.weight.device
-    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # of all that is random in this step
+    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
     with clock(seconds, "making problems"):
         n = share_of(args.prompts, args, "--prompts")
         problems, solutions = make_problems(args.task, args.level, n, rng,
@@ -249,7 +249,7 @@ def imitate_teacher(model, demos, coef):
 def explained_variance(batch, values):
     """How much of the returns' variance the old values explain: 1 is all, 0 is none."""
     mask = batch["mask"]
-    if not mask.any():                    # of a process that kept no group
+    if not mask.any():                      # of a process that kept no group
         return 0.0
     returns, predicted = batch["returns"][mask], values.sigmoid()[mask]
     return 1 - ((returns - predicted).var() / returns.var().clamp_min(1e-8)).item()
@@ -290,7 +290,7 @@ def train(args, run):
 
 def count_tokens(run, args, batch, kept, demos, learnt):
     """What a step cost: prompts are read once for all their samples."""
-    prompt_lengths = batch["mask"].int().argmax(1) + 1                # (B,)
+    prompt_lengths = batch["mask"].int().argmax(1) + 1                  # (B,)
     n_read = prompt_lengths[::args.samples].sum().item()
     n_new, n_kept = batch["mask"].sum().item(), (kept["idx"] != PAD).sum().item()
     n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and learnt else 0

@@ -30,7 +30,7 @@ from batches import Example, by_length, on_tokens, pack
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
-from processes import average_gradients, join_processes, mean_count, mean_over_processes, share_of
+from processes import average_gradients, join_processes, mean_over_processes, share_of
 from traces import introduce_words, read_traces, traces_lesson
 from trainer import Run, add_run_flags, load_stopped
 from verify import encode
@@ -158,7 +158,7 @@ def make_batch(examples, device):
     """
     prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
     batch = pack(prompts, completions, device)
-    mask = batch["mask"]                # (B, T), whether what follows belongs to the completion
+    mask = batch["mask"]                    # (B, T), whether what follows belongs to the completion
     imitate = on_tokens([flag for example in examples for flag in example.imitate], mask)
     labels = torch.full(mask.shape, math.nan, device=device)
     known = [example.labels or [math.nan] * len(example.completion) for example in examples]
@@ -171,9 +171,9 @@ def gradient(model, batch, args):
     Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
     never the prompt's; the value head's over those that have a label.
     """
-    # With one process simply the count
-    n_imitated = mean_count((batch["targets"] >= 0).sum().item())
-    n_labelled = mean_count((~batch["labels"].isnan()).sum().item())
+    # As mean_count (with one process simply the counts), both at once
+    n_imitated, n_labelled = mean_over_processes([(batch["targets"] >= 0).sum().item(),
+                                                  (~batch["labels"].isnan()).sum().item()])
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)

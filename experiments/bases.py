@@ -27,9 +27,9 @@ from functools import lru_cache, partial
 import numpy as np
 
 import train_sft
-from common import between, positive, run_script, whole
 from batches import Example
 from checkpoint import check_room
+from common import between, positive, run_script, whole
 from processes import share_of
 from solutions import arithmetic_only, draw_problems, lesson, lesson_on, outcomes, stage, worked
 from streams import SEEN_TARGETS, parts, piece

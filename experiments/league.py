@@ -11,14 +11,15 @@ commands that makes it, and anyone can type them. A row that is in the table is 
 that was stopped goes on where it was; to redo a row, delete its lines in league.csv.
 
 Each row has the learning rate of three (--quick: one) with which its single samples solve most validation
-problems; the runs that find it out are not counted. The base is what train_sft.py makes. Rows marked * use an oracle beyond the verifier: enumeration says which
-turn was the first wrong one, or which states can be solved. All else is learnt from the model's own attempts,
-found by sampling or search, judged by the verifier. Rows are measured on the same test problems: greedy,
-sampled and pass@16; a single sample at the temperature that is best on validation problems; the value head
-against the exact value of partial solutions (AUC); and the best accuracy under a ceiling of 256 and of 1,024
-tokens a problem, once by what the model itself thinks of its solutions and once with the verifier, which sees
-finished ones only. The best of several methods is a little better than it would be on other problems, in all
-rows. The heuristic search without a model stands at the end, to compare with.
+problems; the runs that find it out are not counted. The base is what train_sft.py makes. Rows marked * use an
+oracle beyond the verifier: enumeration says which turn was the first wrong one, or which states can be
+solved. All else is learnt from the model's own attempts, found by sampling or search, judged by the verifier.
+Rows are measured on the same test problems: greedy, sampled and pass@16; a single sample at the temperature
+that is best on validation problems; the value head against the exact value of partial solutions (AUC); and
+the best accuracy under a ceiling of 256 and of 1,024 tokens a problem, once by what the model itself thinks
+of its solutions and once with the verifier, which sees finished ones only. The best of several methods is a
+little better than it would be on other problems, in all rows. The heuristic search without a model stands at
+the end, to compare with.
 """
 import csv
 import os
@@ -129,12 +130,14 @@ def best_rate(name, out, log, args, names):
     The learning rate with which a row's single samples solve most validation problems. What each has solved
     goes to league_rates.csv.
     """
-    path, tried = os.path.join(args.results, "league_rates.csv"), []
+    tried = []
     for lr in args.rates:
         model = train(name, os.path.join(out, f"lr{lr}"), log, lr=lr, **names | {"split": "validation"})
         solved = {key: last_row(model)[key] for key in ("greedy", "sampled", "pass16")}
         tried.append({"row": name, "seed": names["seed"], "lr": lr, **solved})
-    save_table(path, read_table(path) + tried)
+    path = os.path.join(args.results, "league_rates.csv")
+    others = [row for row in read_table(path) if (row["row"], int(row["seed"])) != (name, names["seed"])]
+    save_table(path, others + tried)
     return max(tried, key=lambda row: float(row["sampled"]))["lr"]
 
 

@@ -125,6 +125,10 @@ def test_a_league_is_a_table_of_all_rows_and_goes_on_where_it_was(monkeypatch, t
     assert rows[0]["verified1024_method"] in league.VERIFIED and rows[0]["single_best_t"] == "0.45"
     assert rows[0]["heuristic1024"] == "0.3" and rows[0]["tokens_greedy"] == "27.0"
     assert float(rows[0]["train_flops"]) == 0 and float(rows[1]["train_flops"]) > 0
+    write_table(tmp_path / "results" / "league.csv", [row for row in rows if row["row"] != "REINFORCE"])
+    again = league_main(monkeypatch, tmp_path, "--seeds", "0", "--rows", *names)
+    assert [row["row"] for row in again] == names       # one made again, and its rates are there once
+    assert len(table(tmp_path / "results" / "league_rates.csv")) == len(rates)
     n = len(ran)
     rows = league_main(monkeypatch, tmp_path, "--seeds", "0", "1", "--rows", *names[:2])
     assert len(rows) == 5 and len(ran) > n and not any("seed0" in command for command in ran[n:])
