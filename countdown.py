@@ -8,14 +8,12 @@ Countdown: make the target from all the numbers, each used once, with + - * and 
 
 A step may say the target once more, `9-5=4,3 2 4>24`: then each line ends in a prompt of its own, as the
 lines of a stream do (streams.py).
-
 A level is how many numbers there are. Everything is an integer from 0 to 999,999,999: differences are not
 negative, division is exact. The state is the tuple of the numbers left.
 
 Problems are solved twice here: by `solutions`, a recursion that is read at a glance, and by `find_hits`,
-which does the same in numpy for many problems at once, thousands of times faster. A test holds one against
-the other. The fast one draws training problems, and knows for every state whether the target can still be
-reached.
+which does the same in numpy, thousands of times faster; a test holds one against the other. The fast one
+draws training problems, and knows for every state whether the target can still be reached.
 """
 import math
 import re
@@ -100,9 +98,8 @@ class Countdown(Task):
         return self.is_solved(problem, state) or is_reachable(tuple(sorted(state)), problem.target)
 
     def unsolved_reason(self, problem, state):
-        if len(state) == 1:
-            return f"dead end: {state[0]} is left, not {problem.target}"
-        return f"unfinished: {join(state)} are left"
+        return (f"dead end: {state[0]} is left, not {problem.target}" if len(state) == 1
+                else f"unfinished: {join(state)} are left")
 
     def solve(self, problem, rng=None):
         hits = np.flatnonzero(find_hits(np.array([problem.numbers]), problem.target))
@@ -165,10 +162,7 @@ class Countdown(Task):
         return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
 
     def heuristic(self, problem, state):
-        """
-        The sum over the numbers of their distance to the nearest factor of the target (Gandhi et al. 2024,
-        Stream of Search).
-        """
+        """The distances of the numbers to the nearest factor of the target (Gandhi et al. 2024), summed."""
         factors = factors_of(problem.target)
         return sum(min(abs(number - f) for f in factors) for number in state)
 
@@ -181,20 +175,14 @@ class Countdown(Task):
         return line[:line.index("=") + 1]                           # what follows the = follows from it
 
     def near_misses(self, problem, state):
-        """
-        Steps that come near to what would help: with two numbers to the target, with three to a number that
-        makes the target with the other.
-        """
+        """With two numbers, steps near to the target; with three, to what makes it with the other number."""
         if len(state) > 3:
             return []
         return [(line, left) for line, left in self.legal_steps(state, 1000)
                 if any(0 < abs(left[-1] - wish) < NEAR * wish for wish in wishes(left[:-1], problem.target))]
 
     def slip(self, problem, state, rng):
-        """
-        Two of the numbers and a result near to the right one, or a quotient without its remainder; or a near
-        miss that is said to come to what would help.
-        """
+        """A near miss said to come to what would help; or any step, its result slightly off or rounded."""
         near = self.near_misses(problem, state) if rng.random() < 0.5 else []
         if near:
             line, left = near[rng.integers(len(near))]
@@ -207,8 +195,22 @@ class Countdown(Task):
         right = compute(a, op, b)
         off = int(rng.choice(SLIPS))
         result = a // max(1, b) if right is None else right + off if right + off >= 0 else right - off
-        left = [x for k, x in enumerate(state) if k not in (i, j)] + [result]
-        return f"{a}{op}{b}={result},{join(left)}\n"
+        return step_to(result, state, i, j, op)[0]
+
+    def wishful_steps(self, problem, state):
+        found = []
+        for i, j in pairs_of(len(state)):
+            b, a = sorted((state[i], state[j]))
+            near = range(max(1, a // b - 1), a // b + 3) if b and a % b else ()
+            found += [step_to(result, state, i, j, "/") for result in near]
+        return [(line, left) for line, left in found if self.is_solvable(problem, left)]
+
+    def check(self, line):
+        match = STEP.match(line)
+        if not match or match[2] != "/":
+            return "", True
+        a, b, c = int(match[1]), int(match[3]), int(match[4])
+        return f"?{c}*{b}={c * b}\n", c * b == a
 
 
 def read_numbers(text):
@@ -255,15 +257,17 @@ def pairs_of(n):
 
 
 def put_together(numbers, i, j, op):
-    """
-    Compute with two of the numbers, the larger first: (line, numbers left), or None if that is not legal.
-    """
+    """Compute with two of the numbers: (line, numbers left), or None if that is not legal."""
     b, a = sorted((numbers[i], numbers[j]))
     result = compute(a, op, b)
-    if result is None:
-        return None
-    left = [x for k, x in enumerate(numbers) if k not in (i, j)] + [result]
-    return f"{a}{op}{b}={result},{join(left)}\n", tuple(left)
+    return None if result is None else step_to(result, numbers, i, j, op)
+
+
+def step_to(result, numbers, i, j, op):
+    """A step with two of the numbers, the larger first, whether or not that is what it comes to."""
+    b, a = sorted((numbers[i], numbers[j]))
+    left = (*(x for k, x in enumerate(numbers) if k not in (i, j)), result)
+    return f"{a}{op}{b}={result},{join(left)}\n", left
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -280,11 +284,10 @@ def solutions(numbers, target):
 
 # ------------------------------------------------------------------------------------------------------------
 # And fast, many problems at once: may be skipped on a first reading. find_hits says which paths end in the
-# target, write_path writes one out, and no more of this is used elsewhere. A path is which pair and which
-# operator to take at each step, written as one index whose lowest digit is the first step: path = choice_1 +
-# n_1 * (choice_2 + n_2 * ...), n_1 the choices of the first step. With 3 numbers n_1 is 12, and path 17 is 5
-# + 12 * 1: first choice 5, the second pair, (0, 2), with the second operator, -; then choice 1, the only pair
-# that is left with -.
+# target, write_path writes one out. A path is which pair and operator to take at each step, as an index whose
+# lowest digit is the first step: path = choice_1 + n_1 * (choice_2 + n_2 * ...), n_1 the choices of the first
+# step. With 3 numbers n_1 is 12, and path 17 is 5 + 12 * 1: first choice 5, the second pair, (0, 2), with the
+# second operator, -; then choice 1, the only pair that is left with -.
 
 def find_hits(numbers, targets):
     """Which of all paths hit the target: (B, n), (B,) -> (L, B); L is 4, 48, 1152, 46080 for n = 2 to 5."""
@@ -303,13 +306,10 @@ def find_hits(numbers, targets):
 
 
 def all_steps(states):
-    """
-    Every pair and every operator in each of M states: (n, M) -> children (n - 1, K, M), legal (K, M), where K
-    = 4 n (n-1) / 2 and the result is the last of a child's numbers. float64 is exact far beyond MAX_VALUE.
-    """
+    """All K = 2 n (n - 1) steps in each of M states: (n, M) -> children (n - 1, K, M), legal (K, M)."""
     n, M = states.shape
     pairs = pairs_of(n)
-    children = np.empty((n - 1, len(pairs), 4, M))
+    children = np.empty((n - 1, len(pairs), 4, M))                  # float64: exact far beyond MAX_VALUE
     for p, (i, j) in enumerate(pairs):
         a, b = np.maximum(states[i], states[j]), np.minimum(states[i], states[j])       # (M,)
         others = [k for k in range(n) if k not in (i, j)]

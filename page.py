@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from common import write_whole
-from verify import NEWLINE, TASKS, decode, replay, state_value, verify
+from verify import CHECK, NEWLINE, TASKS, decode, replay, state_value, verify
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MOST = 1000                                 # steps on a page, and
@@ -133,5 +133,7 @@ def what_it_does(line, read, n_taken):
         return f"takes back {n_taken} line{'s' * (n_taken > 1)}"
     if line in ("?yes", "?no"):
         return "its own verdict"
+    if CHECK.fullmatch(line):
+        return "a check"
     error = read.standing[-1].error
     return f"wrong: {error}" if error else "stands"

@@ -28,6 +28,21 @@ steps behind them are drawn at random, or come near to what would help. Which of
 imitated; what follows from each choice is, the result and the numbers left, and that one goes back. So at
 each attempt a model learns to write the opening that is likely to be right, after those that were not. Some
 lines are slips, which are wrong: of these only the return behind them is imitated.
+
+A small model writes quotients that it wishes for, and that do not come out even. To multiply is easier, so
+from four numbers on it learns to look again: what seems to be a solution is followed by a check of each
+quotient, and by <|eos|> if all agree.
+
+    20 6 8 94>18
+    94-8=86,20 6 86>18      no opening that can be solved,
+         ^^^^^^^^^^^^^^
+    86/20=3,6 3>18          but with 3 it could:
+    6*3=18,18>18            as if all were well,
+    ^^^^^^^^^^^^^
+    ?3*20=60                if 60 were 86
+    ^^^^^^^^^
+    wait 94 20 8 6>18
+    ^^^^^^^^^^^^^^^^^^
 """
 import math
 
@@ -40,6 +55,9 @@ LARGEST = 999           # what a wrong step may come to: the model reads up to t
 DEAD_END = 0.8          # P(a try goes on to the last step)
 SLIP = 0.15             # P(a try begins with a line that is wrong)
 NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would help, where there is one)
+CHECKED_FROM = 4        # this many numbers: solutions are checked
+WISHES = 0.3            # P(a try ends in what seems to be a solution, if it can)
+WISHED_AT = 0.15, 0.6, 0.25     # P(the quotient that is wished for is its first step, its second, its third)
 # The lessons, by how far training is, from 0 to 1
 HARD_AFTER = 0.03       # after this most pieces show their first step only,
 WHOLE_EVERY = 8         # and one lesson in so many all of it
@@ -50,8 +68,10 @@ PIECES_PER_STREAM = 12  # a stream counts as so many pieces
 class Writer:
     """Writes a completion, and notes for each of its tokens whether it is to be imitated."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, level=None):
+        """level: of the streams that it is a part of, where that is another than the problem's."""
         self.problem, self.task = problem, TASKS[problem.task]
+        self.checks = (level or problem.level) >= CHECKED_FROM
         self.start = self.task.in_order(self.task.start(problem))       # as a return restates it
         self.ids, self.imitate = [], []
 
@@ -92,7 +112,17 @@ class Writer:
             return ""
         return self.task.solve(parse_problem(self.task.restate(self.problem, state)))
 
-    def end(self):
+    def check(self, lines):
+        """Look at the steps of an attempt again, up to the first that is found to be wrong."""
+        for line in lines.splitlines() if self.checks else []:
+            check, agrees = self.task.check(line)
+            self.write(check)
+            if not agrees:
+                return
+
+    def end(self, solution):
+        """The end, behind a solution: all of its lines are given, for the checks."""
+        self.check(solution)
         self.ids.append(EOS)
         self.imitate.append(True)
         return self
@@ -111,12 +141,21 @@ def stream(problem, rng, most=99):
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
     for i in rng.permutation(len(wrong))[:n_wrong]:
         line, left = wrong[i]
-        written.step(line, imitate="result")
-        try_in_vain(written, left, rng)
+        wishing = written.checks and rng.random() < WISHES
+        if not (wishing and try_wishfully(written, line, left, rng)):
+            written.step(line, imitate="result")
+            try_in_vain(written, left, rng)
         written.back()
     line, left = right[rng.integers(len(right))]
-    written.steps(line + written.solution(left))
-    return written.end()
+    solution = line + written.solution(left)
+    written.steps(solution)
+    return written.end(solution)
+
+
+def hopeless(problem, steps):
+    """Those of some (line, what is left) behind which the target is out of reach."""
+    task = TASKS[problem.task]
+    return [(line, left) for line, left in steps if not task.is_solvable(problem, left)]
 
 
 def try_in_vain(written, state, rng):
@@ -133,11 +172,37 @@ def try_in_vain(written, state, rng):
         n -= 1                              # or one less; with more numbers always one
     for _ in range(n):
         near = task.near_misses(problem, state) if rng.random() < NEAR_MISS else []
-        steps = [(line, left) for line, left in near or task.legal_steps(state, LARGEST + 1)
-                 if not task.is_solvable(problem, left)]
+        steps = hopeless(problem, near or task.legal_steps(state, LARGEST + 1))
         if steps:
             line, state = steps[rng.integers(len(steps))]
             written.step(line, imitate="result")
+
+
+def try_wishfully(written, opening, state, rng):
+    """
+    In place of a try in vain: its opening, or none, or one step more; a wrong step that, if it were right,
+    would lead to the target; the way there; and the check that finds it out. False if there is no such step.
+    """
+    task, problem = written.task, written.problem
+    lines, before = [opening], rng.choice(3, p=WISHED_AT)
+    if before == 0:
+        lines, state = [], written.start
+    elif before == 2:
+        steps = hopeless(problem, task.legal_steps(state, LARGEST + 1))
+        if not steps:
+            return False
+        line, state = steps[rng.integers(len(steps))]
+        lines.append(line)
+    wishes = task.wishful_steps(problem, state)
+    if not wishes:
+        return False
+    wish, left = wishes[rng.integers(len(wishes))]
+    for line in lines:
+        written.step(line, imitate="result")
+    written.step(wish, imitate="nothing")
+    written.steps(written.solution(left))
+    written.check("".join([*lines, wish]))
+    return True
 
 
 def parts(problem, rng):
@@ -158,12 +223,12 @@ def parts(problem, rng):
     return found
 
 
-def piece(problem, solution, whole):
-    """A part of every stream: a worked solution, all of it or its first step up to the result."""
-    written = Writer(problem)
+def piece(problem, solution, whole, level=None):
+    """A part of every stream, of this level: a worked solution, or its first step up to the result."""
+    written = Writer(problem, level)
     if whole:
         written.steps(solution)
-        return written.end()
+        return written.end(solution)
     written.write(TASKS[problem.task].hard_part(solution))
     return written
 
@@ -183,9 +248,10 @@ def plans(problem, rng, most=4):
         written.step(written.solution(left).split("\n")[0])
         written.back(imitated=False)
     line, left = right[last]
+    solution = written.solution(left)
     written.step(line, imitate="result")
-    written.steps(written.solution(left))
-    return written.end()
+    written.steps(solution)
+    return written.end(line + solution)
 
 
 def lesson(task, level, n, rng, step, progress):
@@ -210,7 +276,7 @@ def lesson(task, level, n, rng, step, progress):
     # Each problem has level - 2 parts, so these are n
     solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]
     if progress > HARD_AFTER and step % WHOLE_EVERY:
-        return [piece(*part, whole=False) for part in solved]
+        return [piece(*part, whole=False, level=level) for part in solved]
     # The first of them: so, with three numbers, all of the hard ones (see draw of countdown.py)
-    pieces = [piece(*part, whole=True) for part in solved[:n // 2]]
+    pieces = [piece(*part, whole=True, level=level) for part in solved[:n // 2]]
     return pieces + [stream(problem, rng, 2) for problem in draw(n // 6)]

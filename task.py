@@ -147,6 +147,20 @@ class Task:
         """A line that looks like a step and is wrong, as a writer might err. Only where `enumerable`."""
         raise NotImplementedError
 
+    def wishful_steps(self, problem, state):
+        """
+        Wrong steps of the kind that `check` finds out, with a result from which the target could be reached:
+        (line, state after it) each.
+        """
+        return []
+
+    def check(self, line):
+        """
+        A step's result seen in another way, a line such as `?6*7=42` behind `42/7=6`, and whether it agrees;
+        ("", True) if the step needs no check.
+        """
+        return "", True
+
 
 def compute(a, op, b):
     """a op b, or None where that is not an integer from 0 to 999,999,999."""

@@ -5,8 +5,9 @@ Problems, the language they are written in, and the exact judge of every answer 
 
 What a task's own steps are stands in its file (countdown.py, expression.py). Here is what no task owns: the
 tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
-steps there are three kinds of line. `wait` takes back the last step that stands. `wait P`, where P restates
-what was left before, takes back every step since then. `?yes` or `?no` is the writer's own verdict; only
+steps there are four kinds of line. `wait` takes back the last step that stands. `wait P`, where P restates
+what was left before, takes back every step since then. `?6*7=42` is a check, a result seen in another way:
+the writer may need it, the verifier passes over it. `?yes` or `?no` is the writer's own verdict; only
 experiments make models write it. A completion is judged by the steps that stand at its end:
 
     line                   what stands after it
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 import countdown
 import expression
-from task import MAX_VALUE, Problem, show            # Problem: for those who import it from here
+from task import MAX_VALUE, NUMBER, Problem, show            # Problem: for those who import it from here
 
 TASKS = {task.name: task for task in (countdown.TASK, expression.TASK)}      # a new task is one entry more
 DEFAULT_TASK = "countdown"
@@ -45,6 +46,7 @@ SPLITS = ("train", "validation", "test")
 PAD, EOS, NEWLINE = 0, 1, 2
 VOCAB_SIZE = 64
 WORDS = [*"\n0123456789+-*/()=,>? ", "wait", "yes", "no"]           # ids from 2
+CHECK = re.compile(r"\?N\*N=N".replace("N", f"(?:{NUMBER.pattern})"))
 PIECES = r"wait|yes|no|[\s\S]"
 
 
@@ -244,6 +246,8 @@ def replay(problem, completion):
                 restarts.append(number)
         elif line in ("?yes", "?no"):
             said_yes = line == "?yes"
+        elif CHECK.fullmatch(line):
+            continue
         elif standing[-1].state is None:
             standing.append(Step(number, None, "built on a wrong line"))
         else:

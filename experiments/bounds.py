@@ -46,8 +46,9 @@ def cure_for(problem, move):
 def rest_of_solution(problem, state):
     """How many tokens the solver needs from a state on, <|eos|> included."""
     written = Writer(problem)
-    written.steps(written.solution(state))
-    return len(written.end().ids)
+    solution = written.solution(state)
+    written.steps(solution)
+    return len(written.end(solution).ids)
 
 
 def cured(problem, stream, cures):

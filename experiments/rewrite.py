@@ -189,13 +189,16 @@ def mended(problem, completion):
     A stream up to the first line, no opening, that leaves a state from which the problem could be solved, and
     from there the solver's solution; None if there is no such line.
     """
-    kept = ""
+    kept = attempt = ""
     for move in moves(problem, completion):
         if move.depth and gives_up(problem, move):
             written = Writer(problem)
-            written.steps(written.solution(move.before))
+            solution = written.solution(move.before)
+            written.steps(solution)
+            written.check(attempt + solution)
             return kept + decode(written.ids)
         kept += move.line + "\n"
+        attempt = "" if move.returns else attempt + move.line + "\n"
     return None
 
 

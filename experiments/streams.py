@@ -16,6 +16,7 @@ problems, and once of the streams of each problem ("within"), where they are not
 """
 import os
 from collections import Counter
+from itertools import pairwise
 from typing import NamedTuple
 
 # First, so that Ctrl-C while torch is imported ends quietly
@@ -29,7 +30,8 @@ from checkpoint import check_room, load_model
 from metrics import wilson
 from sample import generate
 from streams import SEEN_TARGETS, UNSEEN_TARGETS
-from verify import EOS, HELD_OUT_SEED, TASKS, Step, decode, encode, is_correct, make_problems, n_kept
+from verify import (CHECK, EOS, HELD_OUT_SEED, TASKS, Step, decode, encode, is_correct, make_problems,
+                    n_kept)
 
 BUDGETS = [2 ** k for k in range(5, 15)]
 BATCH = 500                                 # streams at once
@@ -116,6 +118,7 @@ class Move(NamedTuple):
     before: tuple                           # what was left, None behind a wrong step
     after: tuple                            # what is left, None behind a wrong step
     returns: bool
+    checks: bool
     lost: bool                              # whether it returns to what was never there
 
 
@@ -124,15 +127,18 @@ def moves(problem, completion):
     task = TASKS[problem.task]
     standing = [Step(-1, task.start(problem))]
     for number, line in enumerate(completion.split("\n")[:-1]):
-        before, depth, returns = standing[-1].state, len(standing) - 1, line.startswith("wait")
+        before, depth = standing[-1].state, len(standing) - 1
+        returns, checks = line.startswith("wait"), bool(CHECK.fullmatch(line))
         if returns:
             del standing[n_kept(problem, standing, line):]
+        elif checks:
+            pass
         elif before is None:
             standing.append(Step(number, None))
         else:
             standing.append(Step(number, *task.step(problem, before, line)))
         lost = not standing
-        yield Move(line, depth, before, None if lost else standing[-1].state, returns, lost)
+        yield Move(line, depth, before, None if lost else standing[-1].state, returns, checks, lost)
         if lost:
             return
 
@@ -150,12 +156,17 @@ def faults(problem, completion):
     said by enumeration.
     """
     task, counts, openings = TASKS[problem.task], Counter(), set()
-    for move in moves(problem, completion):
+    for move, following in pairwise([*moves(problem, completion), None]):
         n_left = 0 if move.before is None else len(move.before)         # 0: behind a wrong step
         if move.returns:
             counts["returns", n_left] += 1
             counts["returns from solvable", n_left] += gives_up(problem, move)
             counts["returns to nowhere", n_left] += move.lost
+            continue
+        if move.checks:
+            if not (following and following.checks):
+                counts["last checks", n_left] += 1
+                counts["last checks, then a return", n_left] += bool(following and following.returns)
             continue
         counts["steps", n_left] += 1
         counts["wrong steps", n_left] += n_left > 0 and move.after is None

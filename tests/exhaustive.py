@@ -24,7 +24,7 @@ from verify import parse_problem, verify
 
 # What a sequence is made of: steps that are right, lead nowhere, or are wrong; all ways back; verdicts
 LINES = {"2 3>6": ["3*2=6,6", "2*3=6,6>6", "3+2=5,5", "3+2=6,6", "6", "wait", "wait 2 3>6", "wait 3 2>6",
-                   "wait 5>6", "wait 6>6", "wait 2 3>5", "?yes", "?no"],
+                   "wait 5>6", "wait 6>6", "wait 2 3>5", "?yes", "?no", "?3*2=6"],
          "2*3+1=": ["6+1", "7", "6+2", "(7)", "2*3+1", "wait", "wait 2*3+1=", "wait 6+1=", "wait 7=", "?yes",
                     "?no"]}
 

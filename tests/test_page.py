@@ -265,22 +265,22 @@ def page_of(text, ends=True):
 
 def test_the_page_of_a_stream_tells_what_became_of_each_line():
     text = ("9+5=14,3 2 14\n3*2=7,14 7\nwait 9 3 5 2>24\n9-5=4,3 2 4\n3+2=5,4 5\nwait\n"
-            "3*2=6,4 6\n4*6=24,24\n?yes\n")
+            "3*2=6,4 6\n4*6=24,24\n?3*2=6\n?yes\n")
     page = page_of(text)
     rows = page["rows"]
     assert [row["line"] for row in rows] == ["9 3 5 2>24", *text.splitlines(), "<|eos|>"]
-    assert [row.get("taken") for row in rows] == [None, 3, 3, None, None, 6, None, None, None, None, None]
+    assert [row.get("taken") for row in rows] == [None, 3, 3, None, None, 6, *[None] * 6]
     assert [row["note"] for row in rows] == [
         "the problem", "stands", "wrong: 3*2 is not 7", "takes back 2 lines", "stands", "stands",
-        "takes back 1 line", "stands", "stands", "its own verdict", "the end"]
+        "takes back 1 line", "stands", "stands", "a check", "its own verdict", "the end"]
     assert [row["exact"] for row in rows] == [
         1, state_value(FOUR, "9+5=14,3 2 14\n"), 0, 1, 1, state_value(FOUR, "9-5=4,3 2 4\n3+2=5,4 5\n"),
-        1, 1, 1, 1, None]
-    assert [row["depth"] for row in rows] == [0, 1, 2, 0, 1, 2, 1, 2, 3, 3, 0]
+        1, 1, 1, 1, 1, None]
+    assert [row["depth"] for row in rows] == [0, 1, 2, 0, 1, 2, 1, 2, 3, 3, 3, 0]
     ends = [i + 1 for i, token in enumerate(encode(text)) if token == NEWLINE]
     assert [row["head"] for row in rows] == [0.0, *(end / 1000 for end in ends), None]      # of all up to it
     steps = [(i, end / 1000, end) for i, end in enumerate(ends, 1)]
-    assert page["steps"] == steps + [(10, None, ends[-1] + 1)] and page["total"] == 10
+    assert page["steps"] == steps + [(11, None, ends[-1] + 1)] and page["total"] == 11
 
 
 @pytest.mark.parametrize("text, note", [

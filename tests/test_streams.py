@@ -1,6 +1,7 @@
 """
 The teacher of streams, held against replay and enumeration.
 """
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -50,7 +51,7 @@ def test_streams_are_right_and_try_any_wrong_openings_before(level):
                  if left[-1] < 1000 and not state_value(problem, line)]
         n_tried[len(tried) * 2 > len(wrong)] += 1
         all_tried += len(tried) == len(wrong)
-        steps = [line for line in text.splitlines() if not line.startswith("wait")]
+        steps = [line for line in text.splitlines() if not line.startswith(("wait", "?"))]
         assert all(line.endswith(f">{problem.target}") for line in steps)
     if 2 < level < 5:
         assert min(n_tried.values()) > 15 and all_tried
@@ -74,21 +75,77 @@ def of_result(line):
 def test_what_is_imitated_of_streams():
     counts = Counter()
     for problem, written in streams(4, 60):
-        whole = decode(written.ids[:-1])
+        whole, wished = decode(written.ids[:-1]), False     # wished: the attempt has a wrong step
         standing = {step.line for step in replay(problem, whole).standing}
         for number, (before, line, imitate) in enumerate(lines_of(written)):
             if line.startswith("wait"):
                 assert all(imitate) and not state_value(problem, before)
-            elif number in standing:
+                wished = False
+            elif number in standing or line.startswith("?") or wished:
                 assert all(imitate)
             elif any(imitate):
                 assert imitate == of_result(line)
                 counts["tries"] += 1
             else:
                 assert replay(problem, before + line).state is None
-                assert whole[len(before + line):].startswith("wait")
-                counts["slips"] += 1
-    assert counts["tries"] > 200 and 10 < counts["slips"] < 120
+                wished = not whole[len(before + line):].startswith("wait")
+                counts["wishes" if wished else "slips"] += 1
+    assert counts["tries"] > 200 and 10 < counts["slips"] < 120 and 20 < counts["wishes"] < 120
+
+
+def test_what_seems_to_be_solved_is_checked():
+    counts, at = Counter(), Counter()
+    for problem, written in streams(4, 100):
+        *tried, last = decode(written.ids[:-1]).split(wait_for(problem))
+        for attempt in tried:
+            steps = [line for line in attempt.splitlines() if not line.startswith("?")]
+            quotients = [line for line in steps if "/" in line]
+            checks = attempt.splitlines()[len(steps):]
+            assert all(check.startswith("?") for check in checks)       # they stand behind the steps
+            assert bool(checks) == bool(steps[-1].endswith(f",{problem.target}>{problem.target}"))
+            for quotient, check in zip(quotients, checks):
+                a, b, c = map(int, re.findall("[0-9]+", quotient)[:3])
+                assert check == f"?{c}*{b}={c * b}"
+                assert (a == b * c) == (check != checks[-1])            # the last one finds it out
+            if checks:
+                wrong = replay(problem, attempt).standing
+                at[next(i for i, step in enumerate(wrong) if step.state is None)] += 1
+        quotients = [line for line in last.splitlines() if "/" in line]
+        checks = [line for line in last.splitlines() if line.startswith("?")]
+        assert len(quotients) == len(checks) and last.endswith("".join(check + "\n" for check in checks))
+        for quotient, check in zip(quotients, checks):
+            a, b, c = re.findall("[0-9]+", quotient)[:3]
+            assert check == f"?{c}*{b}={a}"
+        counts[len(checks)] += 1
+    assert counts[0] > 20 and counts[1] > 10 and min(at[1], at[2]) > 10 and at[3], (counts, at)
+
+
+def test_three_numbers_are_checked_only_as_parts_of_four():
+    problem, solution = parse_problem("84 2 7>49"), "84/2=42,7 42\n42+7=49,49\n"
+    assert decode(piece(problem, solution, True, 4).ids) == (
+        "84/2=42,7 42>49\n42+7=49,49>49\n?42*2=84\n<|eos|>")
+    assert decode(piece(problem, solution, True).ids) == "84/2=42,7 42>49\n42+7=49,49>49\n<|eos|>"
+    assert not any("?" in decode(written.ids) for _, written in streams(3, 60))
+
+
+def test_wishful_steps_are_near_quotients_that_would_help():
+    for problem, _ in problems(3, 60):
+        found = TASK.wishful_steps(problem, problem.numbers)
+        for line, left in found:
+            a, b, c = map(int, re.findall("[0-9]+", line)[:3])
+            assert a % b and abs(a / b - c) <= 2 and TASK.is_solvable(problem, left)
+            assert TASK.step(problem, problem.numbers, line.rstrip()) == (None, f"{a}/{b} is not {c}")
+            assert TASK.check(line) == (f"?{c}*{b}={c * b}\n", False)
+    assert TASK.wishful_steps(parse_problem("86 20 6>18"), (86, 20, 6)) == [("86/20=3,6 3\n", (6, 3))]
+    assert TASK.wishful_steps(parse_problem("5 0>18"), (5, 0)) == []
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("42/7=6,30 6>36", ("?6*7=42\n", True)), ("42/9=4,30 4", ("?4*9=36\n", False)),
+    ("5/0=0,0", ("?0*0=0\n", False)),
+    ("42*7=294,294", ("", True)), ("42-7=36,36", ("", True)), ("x", ("", True)), ("", ("", True))])
+def test_what_checks_a_step(line, expected):
+    assert TASK.check(line) == expected
 
 
 def test_few_wrong_openings_if_so_asked():
@@ -189,16 +246,18 @@ def test_faults_are_what_enumeration_says():
             "wait 9 3 5 2>24\n"                                        # a right opening given up
             "9-5=4,2 3 4>24\n3*2=7,4 7>24\n4*7=24,24>24\n"             # again; a wrong step, and one on it
             "wait 9 3 5 2>24\n9*3=27,5 2 27>24\n"
+            "?3*2=6\n?9*3=27\nwait 9 3 5 2>24\n9-5=4,3 2 4>24\n?1*2=3\n"     # checks
             "wait 1 1>24\n9-5=4,3 2 4>24\n")                           # to nowhere
     counts = faults(problem, text)
-    assert counts["steps", 4] == 3 and counts["repeated openings", 4] == 1
-    assert counts["steps from solvable", 4] == 3 and counts["steps that keep it solvable", 4] == 3
+    assert counts["steps", 4] == 4 and counts["repeated openings", 4] == 2
+    assert counts["steps from solvable", 4] == 4 and counts["steps that keep it solvable", 4] == 4
     assert counts["steps", 3] == 2 and counts["wrong steps", 3] == 1
     assert counts["steps that keep it solvable", 3] == 0
     assert counts["steps", 0] == 1 and counts["wrong steps", 0] == 0
     assert counts["returns", 2] == 1 and counts["returns from solvable", 2] == 0
-    assert counts["returns", 3] == 2 and counts["returns from solvable", 3] == 2
+    assert counts["returns", 3] == 3 and counts["returns from solvable", 3] == 3
     assert counts["returns to nowhere", 3] == 1 and counts["returns", 0] == 1
+    assert counts["last checks", 3] == 2 and counts["last checks, then a return", 3] == 2
 
 
 def test_a_cure_ends_a_stream_where_the_mistake_would_have_been():

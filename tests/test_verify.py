@@ -58,6 +58,12 @@ RESTATED = [
     (C, f"9+3=13,5 2 13\nx\nwait 9 3 5 2>24\n{A}{B}{D}", True, None),
     (C, f"{A}3+2=5,4 5\nwait 3 2 4>24\n{B}{D}?no\nwait 9 3 5 2>24\n{A}{B}{D}?yes\n", True, None),
     (C, f"{A}{B}{D}wait 4 6>24\n{D}", True, None),
+    (C, f"?1*1=1\n{A}{B}?6*7=41\n{D}?3*2=6\n?9*9=81\n", True, None),       # checks, which change nothing
+    (C, f"{A}{B}{D}?3*2=7\n?yes\n?3*2=6\n", False, None),
+    (C, f"{A}{B}{D}?3*2=6\nwait\n", False, None),
+    (C, f"{A}{B}?3+2=5\n{D}", False, 2),                                    # what is none
+    (C, f"{A}{B}?3*2=06\n{D}", False, 2),
+    (C, f"{A}{B}?3*2=1000000000\n{D}", False, 2),
     (C, f"wait 9 3 5 2>24\n{A}{B}{D}", False, None),                    # nothing to take back
     (C, f"{A}wait 3 2 4>24\n{B}{D}", False, None),                      # that is what the last step has left
     (C, f"{A}{B}wait 4 6>24\n{D}", False, None),
@@ -271,6 +277,13 @@ def is_named(prompt, state, text):
         Counter(map(int, numbers)) == state)
 
 
+def is_check(line):
+    """Whether a line is of the form ?a*b=c, true or not."""
+    factor, times, rest = line[1:].partition("*")
+    other, equals, product = rest.partition("=")
+    return bool(line[:1] == "?" and times and equals) and all(map(is_number, (factor, other, product)))
+
+
 def replay(prompt, text, lists=True):
     """(state, first error, is there a fault of structure)"""
     lines, standing, fault = text.split("\n")[:-1], [], False
@@ -284,7 +297,7 @@ def replay(prompt, text, lists=True):
         elif not fault and line == "wait":
             fault = not standing
             standing = standing[:-1]
-        elif not fault and line != "?yes" and line != "?no":
+        elif not fault and line != "?yes" and line != "?no" and not is_check(line):
             standing.append(i)
         if fault:
             break
@@ -323,7 +336,7 @@ def oracle_value(prompt, prefix):
 
 LETTERS = [*"0123456789+-*/()=,>? \n", "wait", "yes", "no"]
 LETTERS += ["\u0663", "\uff13", "\u2212", "\r", "\0", "\ud800", "_", "."]
-LINES = ["wait", "wait", "wait", "?yes", "?no", "", "x", "0"]
+LINES = ["wait", "wait", "wait", "?yes", "?no", "?6*7=42", "?6*7=4", "", "x", "0"]
 
 
 def go_back(prompt, lines, rnd):
