@@ -1,5 +1,6 @@
 """
-What holds a stream back: how much more it would solve if one kind of mistake were never made.
+What holds a stream back: how much more it would solve if one kind of mistake were never made; and how much
+less without its checks.
 
     python -m experiments.bounds                    # out/rl.pt -> out/bounds.csv
 
@@ -11,6 +12,7 @@ enumeration, so all cures but the first are oracles:
     no giving up    nor does one go back from there
     right plans     nor is a step taken that the target cannot be reached from
     all of these
+    no checks       the stream ends before its first check, with what stands there
 
 Where such a mistake would have been made the solver writes the rest, and its tokens count. Openings are not
 cured: which of them are tried, and when, is the stream's. A stream that was cut off does not go on, so what
@@ -27,7 +29,7 @@ from verify import TASKS, encode
 
 MISTAKES = ("legal steps", "no giving up", "right plans")
 CURES = {"as it is": (), "no repeats": ("no repeats",), **{cure: (cure,) for cure in MISTAKES},
-         "all": ("no repeats", *MISTAKES)}
+         "all": ("no repeats", *MISTAKES), "no checks": ("no checks",)}
 
 
 def n_tokens(text):
@@ -57,6 +59,9 @@ def cured(problem, stream, cures):
     start, openings = TASKS[problem.task].start(problem), []
     spent, saved = 0, 0
     for move in moves(problem, completion):
+        if move.checks and "no checks" in cures:
+            solved = move.before is not None and TASKS[problem.task].is_solved(problem, move.before)
+            return spent - saved + 1, solved                        # 1 for <|eos|>
         if move.depth > 0 and cure_for(problem, move) in cures:
             return spent - saved + rest_of_solution(problem, move.before), True
         if move.depth == 0:                 # an attempt begins

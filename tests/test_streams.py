@@ -275,10 +275,15 @@ def test_a_cure_ends_a_stream_where_the_mistake_would_have_been():
                      "legal steps": (sum(lengths[:8]) + rest, True),
                      "no giving up": (sum(lengths[:6]) + rest, True),
                      "right plans": (lengths[0] + rest, True),
-                     "all": (lengths[0] + rest, True)}
+                     "all": (lengths[0] + rest, True),
+                     "no checks": (sum(lengths), False)}
     right = encode("9-5=4,3 2 4>24\n3*2=6,4 6>24\n4*6=24,24>24\n")
     for cures in CURES.values():            # there is nothing to cure
         assert cured(problem, (decode(right), len(right) + 1, True), cures) == (len(right) + 1, True)
+    for first, is_right in ((decode(right), True), ("9-5=4,3 2 4>24\n4*6=24,24>24\n", False)):
+        checked = f"{first}?1*1=1\nwait 9 5 3 2>24\n{decode(right)}"
+        expected = len(encode(first)) + 1, is_right
+        assert cured(problem, (checked, len(encode(checked)) + 1, True), ("no checks",)) == expected
 
 
 def test_streams_are_begun_as_it_says():
