@@ -26,6 +26,7 @@ class Example:
     completion: list                        # token ids, <|eos|> included where it ended
     imitate: list                           # of bool, for each token of the completion
     labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
+    allowed: dict = None    # for some that are not imitated, by their number: the tokens that would do
 
 
 def pack(prompts, completions, device):
@@ -68,5 +69,5 @@ def by_length(batch, n_tokens=TOKENS_AT_ONCE):
         if end == len(order) or (end + 1 - start) * longest[end] > n_tokens:
             rows, T = order[start:end], longest[end - 1]
             part = take(batch, rows)
-            yield rows, {key: tensor[:, :T] if tensor.dim() == 2 else tensor for key, tensor in part.items()}
+            yield rows, {key: tensor[:, :T] if tensor.dim() > 1 else tensor for key, tensor in part.items()}
             start = end

@@ -29,9 +29,11 @@ imitated; what follows from each choice is, the result and the numbers left, and
 each attempt a model learns to write the opening that is likely to be right, after those that were not. Some
 lines are slips, which are wrong: of these only the return behind them is imitated.
 
-A small model writes quotients that it wishes for, and that do not come out even. To multiply is easier, so
-from four numbers on it learns to look again: what seems to be a solution is followed by a check of each
-quotient, and by <|eos|> if all agree.
+From four numbers on a stream is long, and care pays. Of what is tried in vain a model learns that it has to
+be legal, and an opening one that was not tried before: any of them will do (`choose`). And a small model
+still writes quotients that it wishes for, and that do not come out even. To multiply is easier than to
+divide, so it looks again: what seems to be a solution is followed by a check of each quotient, and by <|eos|>
+if all agree.
 
     20 6 8 94>18
     94-8=86,20 6 86>18      no opening that can be solved,
@@ -55,7 +57,7 @@ LARGEST = 999           # what a wrong step may come to: the model reads up to t
 DEAD_END = 0.8          # P(a try goes on to the last step)
 SLIP = 0.15             # P(a try begins with a line that is wrong)
 NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would help, where there is one)
-CHECKED_FROM = 4        # this many numbers: solutions are checked
+CAREFUL_FROM = 4        # this many numbers: choices and checks as said above
 WISHES = 0.3            # P(a try ends in what seems to be a solution, if it can)
 WISHED_AT = 0.15, 0.6, 0.25     # P(the quotient that is wished for is its first step, its second, its third)
 # The lessons, by how far training is, from 0 to 1
@@ -66,14 +68,17 @@ PIECES_PER_STREAM = 12  # a stream counts as so many pieces
 
 
 class Writer:
-    """Writes a completion, and notes for each of its tokens whether it is to be imitated."""
+    """
+    Writes a completion, and notes for each of its tokens whether it is to be imitated; and in `allowed`, for
+    the number of some that are not, which tokens would do.
+    """
 
     def __init__(self, problem, level=None):
         """level: of the streams that it is a part of, where that is another than the problem's."""
         self.problem, self.task = problem, TASKS[problem.task]
-        self.checks = (level or problem.level) >= CHECKED_FROM
+        self.is_careful = (level or problem.level) >= CAREFUL_FROM
         self.start = self.task.in_order(self.task.start(problem))       # as a return restates it
-        self.ids, self.imitate = [], []
+        self.ids, self.imitate, self.allowed = [], [], {}
 
     def openings(self):
         """All first steps, (line, what is left): a list of those that can be solved, and of the others."""
@@ -98,6 +103,18 @@ class Writer:
             n_hidden = {"all": 0, "nothing": math.inf}[imitate]
         self.write(f"{line.rstrip()}>{self.problem.target}\n", n_hidden)
 
+    def choose(self, line, steps):
+        """
+        A step of which the choice is not imitated, but that it is one of some, (line, what is left) each:
+        after each part of it, any token with which one of them goes on would do.
+        """
+        if self.is_careful:
+            chosen = encode(self.task.chosen_part(line))
+            would_do = [encode(self.task.chosen_part(step)) for step, _ in steps]
+            for i in range(len(chosen)):
+                self.allowed[len(self.ids) + i] = {ids[i] for ids in would_do if ids[:i] == chosen[:i]}
+        self.step(line, imitate="result")
+
     def steps(self, lines):
         for line in lines.splitlines():
             self.step(line)
@@ -114,7 +131,7 @@ class Writer:
 
     def check(self, lines):
         """Look at the steps of an attempt again, up to the first that is found to be wrong."""
-        for line in lines.splitlines() if self.checks else []:
+        for line in lines.splitlines() if self.is_careful else []:
             check, agrees = self.task.check(line)
             self.write(check)
             if not agrees:
@@ -139,11 +156,13 @@ def stream(problem, rng, most=99):
         return None
     wrong = [(line, left) for line, left in wrong if left[-1] <= LARGEST]
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
-    for i in rng.permutation(len(wrong))[:n_wrong]:
+    order = rng.permutation(len(wrong))
+    for n_tried, i in enumerate(order[:n_wrong]):
         line, left = wrong[i]
-        wishing = written.checks and rng.random() < WISHES
-        if not (wishing and try_wishfully(written, line, left, rng)):
-            written.step(line, imitate="result")
+        untried = right + [wrong[j] for j in order[n_tried:]]
+        wishing = written.is_careful and rng.random() < WISHES
+        if not (wishing and try_wishfully(written, line, left, untried, rng)):
+            written.choose(line, untried)
             try_in_vain(written, left, rng)
         written.back()
     line, left = right[rng.integers(len(right))]
@@ -174,34 +193,36 @@ def try_in_vain(written, state, rng):
         near = task.near_misses(problem, state) if rng.random() < NEAR_MISS else []
         steps = hopeless(problem, near or task.legal_steps(state, LARGEST + 1))
         if steps:
-            line, state = steps[rng.integers(len(steps))]
-            written.step(line, imitate="result")
+            line, left = steps[rng.integers(len(steps))]
+            written.choose(line, task.legal_steps(state, LARGEST + 1))
+            state = left
 
 
-def try_wishfully(written, opening, state, rng):
+def try_wishfully(written, opening, state, untried, rng):
     """
     In place of a try in vain: its opening, or none, or one step more; a wrong step that, if it were right,
     would lead to the target; the way there; and the check that finds it out. False if there is no such step.
     """
     task, problem = written.task, written.problem
-    lines, before = [opening], rng.choice(3, p=WISHED_AT)
+    chosen, before = [(opening, untried)], rng.choice(3, p=WISHED_AT)
     if before == 0:
-        lines, state = [], written.start
+        chosen, state = [], written.start
     elif before == 2:
-        steps = hopeless(problem, task.legal_steps(state, LARGEST + 1))
+        legal = task.legal_steps(state, LARGEST + 1)
+        steps = hopeless(problem, legal)
         if not steps:
             return False
         line, state = steps[rng.integers(len(steps))]
-        lines.append(line)
+        chosen.append((line, legal))
     wishes = task.wishful_steps(problem, state)
     if not wishes:
         return False
     wish, left = wishes[rng.integers(len(wishes))]
-    for line in lines:
-        written.step(line, imitate="result")
+    for line, steps in chosen:
+        written.choose(line, steps)
     written.step(wish, imitate="nothing")
     written.steps(written.solution(left))
-    written.check("".join([*lines, wish]))
+    written.check("".join([*(line for line, _ in chosen), wish]))
     return True
 
 
@@ -241,15 +262,16 @@ def plans(problem, rng, most=4):
     """
     written = Writer(problem)
     right, _ = written.openings()
-    *others, last = rng.permutation(len(right))[:most]
-    for i in others:
+    order = rng.permutation(len(right))
+    *others, last = order[:most]
+    for n_shown, i in enumerate(others):
         line, left = right[i]
-        written.step(line, imitate="result")
+        written.choose(line, [right[j] for j in order[n_shown:]])
         written.step(written.solution(left).split("\n")[0])
         written.back(imitated=False)
     line, left = right[last]
     solution = written.solution(left)
-    written.step(line, imitate="result")
+    written.choose(line, [right[j] for j in order[len(others):]])
     written.steps(solution)
     return written.end(line + solution)
 

@@ -7,8 +7,9 @@ solutions, and learn to judge one's own.
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
 Each step shows fresh problems with what a teacher wrote for them, or some of the traces; the loss is on those
-tokens of the completions that are to be imitated. streams.py says what streams show, and which of it is
-imitated; solutions.py does so for worked solutions, which teach the value head, too; traces.py for traces.
+tokens of the completions that are to be imitated, and on those left open, where any of several would do.
+streams.py says what streams show, and which of it is imitated; solutions.py does so for worked solutions,
+which teach the value head, too; traces.py for traces.
 From streams the value head learns nothing here (RL teaches it a little).
 """
 import math
@@ -33,7 +34,7 @@ from optim import optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
 from traces import introduce_words, read_traces, traces_lesson
 from trainer import Run, add_run_flags, load_stopped
-from verify import encode
+from verify import VOCAB_SIZE, encode
 
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
 
@@ -81,7 +82,7 @@ def make_parser():
 
 def as_example(text):
     """What SFT learns from what a Writer has written."""
-    return Example(encode(text.problem.prompt), text.ids, text.imitate)
+    return Example(encode(text.problem.prompt), text.ids, text.imitate, allowed=text.allowed)
 
 
 def streams_lesson(args, step):
@@ -153,33 +154,43 @@ def train(args, run, lesson):
 def make_batch(examples, device):
     """
     {"idx" (B, T), "next" (B, T), "mask" (B, T)} as from pack; "targets" (B, T), what follows each token
-    where that is to be imitated, -1 (ignored) elsewhere; "labels" (B, T) for the value head, nan where there
-    is none.
+    where that is to be imitated, -1 (ignored) elsewhere; "allowed" (B, T, V), where that is left open, which
+    tokens would do, False elsewhere; "labels" (B, T) for the value head, nan where there is none.
     """
     prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
     batch = pack(prompts, completions, device)
     mask = batch["mask"]                    # (B, T), whether what follows belongs to the completion
     imitate = on_tokens([flag for example in examples for flag in example.imitate], mask)
     labels = torch.full(mask.shape, math.nan, device=device)
+    allowed = torch.zeros(*mask.shape, VOCAB_SIZE, dtype=torch.bool, device=device)
+    for row, example in enumerate(examples):
+        for i, tokens in (example.allowed or {}).items():
+            allowed[row, len(example.prompt) - 1 + i, list(tokens)] = True
     known = [example.labels or [math.nan] * len(example.completion) for example in examples]
     labels[mask] = torch.tensor([label for row in known for label in row], device=device)
-    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels}
+    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels, "allowed": allowed}
 
 
 def gradient(model, batch, args):
     """
     Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
-    never the prompt's; the value head's over those that have a label.
+    of -log P(token), and those left open, of -log P(any that would do), never the prompt's; the value head's
+    over those that have a label.
     """
+    is_open = batch["allowed"].any(-1)      # (B, T)
     # As mean_count (with one process simply the counts), both at once
-    n_imitated, n_labelled = mean_over_processes([(batch["targets"] >= 0).sum().item(),
-                                                  (~batch["labels"].isnan()).sum().item()])
+    n_learnt, n_labelled = mean_over_processes([((batch["targets"] >= 0) | is_open).sum().item(),
+                                                (~batch["labels"].isnan()).sum().item()])
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)
         targets, labels = part["targets"], part["labels"]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-        loss = loss / max(1, n_imitated)
+        is_open = part["allowed"].any(-1)
+        if is_open.any():
+            logprobs = logits[is_open].log_softmax(-1)          # (those left open, V)
+            loss = loss - logprobs.masked_fill(~part["allowed"][is_open], -math.inf).logsumexp(-1).sum()
+        loss = loss / max(1, n_learnt)
         metrics["loss"] += loss.item()
         labelled = ~labels.isnan()
         if labelled.any():

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 
 import solutions
 import train_sft
+from batches import Example, by_length
 from model import GPT, GPTConfig
 from solutions import hard_part, honest, lesson, own_attempts, worked
+from streams import stream
 from traces import (from_trace, imitated_lines, introduce_words, read_traces, standing_lines, traces_lesson,
                     without_verdict, write_traces)
-from train_sft import gradient, learning_rate, make_batch
-from batches import Example, by_length
+from train_sft import as_example, gradient, learning_rate, make_batch
 from verify import EOS, PAD, decode, encode, held_out_problems, parse_problem, solve, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
@@ -58,6 +59,7 @@ def test_losses_are_means_over_tokens_however_many_at_a_time(monkeypatch):
     problems, rng = held_out_problems("countdown", 3, 8), np.random.default_rng(0)
     kinds = zip(problems, [worked, hard_part] * 3)
     examples = [show(problem, solve(problem, rng)) for problem, show in kinds]
+    examples += [as_example(stream(problem, rng)) for problem in held_out_problems("countdown", 4, 2)]
     batch = make_batch(examples + [honest(problem, rng) for problem in problems[6:]], "cpu")
     monkeypatch.setattr(train_sft, "by_length", lambda batch: by_length(batch, 60))
     metrics = gradient(model, batch, SimpleNamespace(value_coef=0.5))
@@ -65,7 +67,12 @@ def test_losses_are_means_over_tokens_however_many_at_a_time(monkeypatch):
     model.zero_grad()
     logits, values = model(batch["idx"])
     imitated, labelled = batch["targets"] >= 0, ~batch["labels"].isnan()
-    loss = F.cross_entropy(logits[imitated], batch["targets"][imitated])
+    losses = [F.cross_entropy(logits[imitated], batch["targets"][imitated], reduction="none")]
+    is_open = batch["allowed"].any(-1)
+    for logprobs, allowed in zip(logits[is_open].log_softmax(-1), batch["allowed"][is_open]):
+        losses.append(-logprobs[allowed].exp().sum().log()[None])
+    assert len(losses) > 50 and not (imitated & is_open).any()
+    loss = torch.cat(losses).mean()
     value_loss = F.binary_cross_entropy_with_logits(values[labelled], batch["labels"][labelled].double())
     (loss + 0.5 * value_loss).backward()
     assert metrics == {"loss": pytest.approx(loss.item()), "value_loss": pytest.approx(value_loss.item())}

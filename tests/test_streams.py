@@ -148,6 +148,37 @@ def test_what_checks_a_step(line, expected):
     assert TASK.check(line) == expected
 
 
+def test_choices_are_open_to_what_is_legal_and_was_not_tried():
+    n_open, n_forbidden = 0, 0
+    for problem, written in streams(4, 60):
+        tried, position = set(), 0
+        legal = {line for line, _ in TASK.legal_steps(sorted(problem.numbers, reverse=True))}
+        for before, line, imitate in lines_of(written):
+            chosen, state = line.split("=")[0] + "=", replay(problem, before).state
+            opens = len(state or ()) == 4
+            if opens and replay(problem, before + line).state is None:
+                break                       # a wish: the opening in whose place it stands counts as tried
+            if "=" in line and imitate == of_result(line):
+                would_do = {TASK.chosen_part(step) for step, _ in TASK.legal_steps(state, 1000)}
+                if opens:                   # those that lead to the target may also be large on their way
+                    right = {TASK.chosen_part(step) for step in legal if state_value(problem, step)}
+                    n_forbidden += len(tried)
+                    would_do = (would_do | right) - tried
+                ids = encode(chosen)
+                for i in range(len(ids)):
+                    begun = decode(ids[:i])
+                    rests = [text[len(begun):] for text in would_do if text.startswith(begun)]
+                    assert written.allowed[position + i] == {encode(rest)[0] for rest in rests}
+                n_open += len(ids)
+            else:
+                assert not any(position + i in written.allowed for i in range(len(imitate)))
+            if opens:
+                tried.add(chosen)
+            position += len(imitate)
+    assert n_open > 2000 and n_forbidden > 500
+    assert not any(written.allowed for _, written in streams(3, 30))
+
+
 def test_few_wrong_openings_if_so_asked():
     def n_wrong(most):
         return [decode(written.ids[:-1]).count(wait_for(problem))
