@@ -26,7 +26,7 @@ class Example:
     completion: list                        # token ids, <|eos|> included where it ended
     imitate: list                           # of bool, for each token of the completion
     labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
-    allowed: dict = None    # for some that are not imitated, by their number: the tokens that would do
+    allowed: dict = None    # {position: set of tokens} for some that are not imitated: any of these will do
 
 
 def pack(prompts, completions, device):

@@ -198,7 +198,7 @@ class Countdown(Task):
         return step_to(result, state, i, j, op)[0]
 
     def wishful_steps(self, problem, state):
-        found = []
+        found = []                          # quotients rounded either way, or to the number beyond
         for i, j in pairs_of(len(state)):
             b, a = sorted((state[i], state[j]))
             near = range(max(1, a // b - 1), a // b + 3) if b and a % b else ()

@@ -29,9 +29,9 @@ imitated; what follows from each choice is, the result and the numbers left, and
 each attempt a model learns to write the opening that is likely to be right, after those that were not. Some
 lines are slips, which are wrong: of these only the return behind them is imitated.
 
-From four numbers on a stream is long, and care pays. Of what is tried in vain a model learns that it has to
-be legal, and an opening one that was not tried before: any of them will do (`choose`). And a small model
-still writes quotients that it wishes for, and that do not come out even. To multiply is easier than to
+From four numbers on a stream is long, and care pays. Of a choice that is not imitated a model learns that it
+be a legal step, and of an opening that it was not tried before: any of these will do (`choose`). And a small
+model still writes quotients that it wishes for, and that do not come out even. To multiply is easier than to
 divide, so it looks again: what seems to be a solution is followed by a check of each quotient, and by <|eos|>
 if all agree.
 
@@ -39,9 +39,9 @@ if all agree.
     94-8=86,20 6 86>18      no opening that can be solved,
          ^^^^^^^^^^^^^^
     86/20=3,6 3>18          but with 3 it could:
-    6*3=18,18>18            as if all were well,
+    6*3=18,18>18            so it seems to be solved,
     ^^^^^^^^^^^^^
-    ?3*20=60                if 60 were 86
+    ?3*20=60                but 60 is not 86
     ^^^^^^^^^
     wait 94 20 8 6>18
     ^^^^^^^^^^^^^^^^^^
@@ -59,7 +59,7 @@ SLIP = 0.15             # P(a try begins with a line that is wrong)
 NEAR_MISS = 0.5         # P(a step in vain is one that comes near to what would help, where there is one)
 CAREFUL_FROM = 4        # this many numbers: choices and checks as said above
 WISHES = 0.3            # P(a try ends in what seems to be a solution, if it can)
-WISHED_AT = 0.15, 0.6, 0.25     # P(the quotient that is wished for is its first step, its second, its third)
+WISHED_AT = 0.15, 0.6, 0.25     # P(what is wished for is then the first step, the second, the third)
 # The lessons, by how far training is, from 0 to 1
 HARD_AFTER = 0.03       # after this most pieces show their first step only,
 WHOLE_EVERY = 8         # and one lesson in so many all of it
@@ -69,8 +69,8 @@ PIECES_PER_STREAM = 12  # a stream counts as so many pieces
 
 class Writer:
     """
-    Writes a completion, and notes for each of its tokens whether it is to be imitated; and in `allowed`, for
-    the number of some that are not, which tokens would do.
+    Writes a completion, and notes for each of its tokens whether it is to be imitated. allowed: {position:
+    set of tokens} for some that are not, where any of several will do.
     """
 
     def __init__(self, problem, level=None):
@@ -78,7 +78,7 @@ class Writer:
         self.problem, self.task = problem, TASKS[problem.task]
         self.is_careful = (level or problem.level) >= CAREFUL_FROM
         self.start = self.task.in_order(self.task.start(problem))       # as a return restates it
-        self.ids, self.imitate, self.allowed = [], [], {}
+        self.ids, self.imitate, self.allowed, self.tried = [], [], {}, set()
 
     def openings(self):
         """All first steps, (line, what is left): a list of those that can be solved, and of the others."""
@@ -105,15 +105,19 @@ class Writer:
 
     def choose(self, line, steps):
         """
-        A step of which the choice is not imitated, but that it is one of some, (line, what is left) each:
-        after each part of it, any token with which one of them goes on would do.
+        A step in whose place any of some, (line, what is left) each, will do: behind each part of it, any
+        token with which one of them goes on. With few numbers its choice is simply not learnt.
         """
         if self.is_careful:
             chosen = encode(self.task.chosen_part(line))
-            would_do = [encode(self.task.chosen_part(step)) for step, _ in steps]
+            others = [encode(self.task.chosen_part(step)) for step, _ in steps]
             for i in range(len(chosen)):
-                self.allowed[len(self.ids) + i] = {ids[i] for ids in would_do if ids[:i] == chosen[:i]}
+                self.allowed[len(self.ids) + i] = {ids[i] for ids in others if ids[:i] == chosen[:i]}
+        self.tried.add(line)
         self.step(line, imitate="result")
+
+    def untried(self, openings):
+        return [(line, left) for line, left in openings if line not in self.tried]
 
     def steps(self, lines):
         for line in lines.splitlines():
@@ -130,8 +134,10 @@ class Writer:
         return self.task.solve(parse_problem(self.task.restate(self.problem, state)))
 
     def check(self, lines):
-        """Look at the steps of an attempt again, up to the first that is found to be wrong."""
-        for line in lines.splitlines() if self.is_careful else []:
+        """Check the quotients of an attempt, up to the first that is wrong."""
+        if not self.is_careful:
+            return
+        for line in lines.splitlines():
             check, agrees = self.task.check(line)
             self.write(check)
             if not agrees:
@@ -156,13 +162,12 @@ def stream(problem, rng, most=99):
         return None
     wrong = [(line, left) for line, left in wrong if left[-1] <= LARGEST]
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
-    order = rng.permutation(len(wrong))
-    for n_tried, i in enumerate(order[:n_wrong]):
+    for i in rng.permutation(len(wrong))[:n_wrong]:
         line, left = wrong[i]
-        untried = right + [wrong[j] for j in order[n_tried:]]
-        wishing = written.is_careful and rng.random() < WISHES
-        if not (wishing and try_wishfully(written, line, left, untried, rng)):
-            written.choose(line, untried)
+        wishes = written.is_careful and rng.random() < WISHES
+        done = wishes and try_wishfully(written, line, left, right + wrong, rng)
+        if not done:
+            written.choose(line, written.untried(right + wrong))
             try_in_vain(written, left, rng)
         written.back()
     line, left = right[rng.integers(len(right))]
@@ -198,16 +203,17 @@ def try_in_vain(written, state, rng):
             state = left
 
 
-def try_wishfully(written, opening, state, untried, rng):
+def try_wishfully(written, opening, state, openings, rng):
     """
     In place of a try in vain: its opening, or none, or one step more; a wrong step that, if it were right,
     would lead to the target; the way there; and the check that finds it out. False if there is no such step.
     """
     task, problem = written.task, written.problem
-    chosen, before = [(opening, untried)], rng.choice(3, p=WISHED_AT)
-    if before == 0:
+    n_before = rng.choice(3, p=WISHED_AT)       # steps before the wrong one
+    chosen = [(opening, written.untried(openings))]
+    if n_before == 0:
         chosen, state = [], written.start
-    elif before == 2:
+    if n_before == 2:
         legal = task.legal_steps(state, LARGEST + 1)
         steps = hopeless(problem, legal)
         if not steps:
@@ -257,21 +263,20 @@ def piece(problem, solution, whole, level=None):
 def plans(problem, rng, most=4):
     """
     From four numbers on, a part of every stream: openings that can be solved, in any order, each with the
-    first step of its solution; the last of them is solved. Which openings, and that one goes back from what
-    can be solved, is not imitated.
+    first step of its solution; the last of them is solved. Any that was not shown yet will do; that one goes
+    back from what can be solved is not imitated.
     """
     written = Writer(problem)
     right, _ = written.openings()
-    order = rng.permutation(len(right))
-    *others, last = order[:most]
-    for n_shown, i in enumerate(others):
+    *others, last = rng.permutation(len(right))[:most]
+    for i in others:
         line, left = right[i]
-        written.choose(line, [right[j] for j in order[n_shown:]])
+        written.choose(line, written.untried(right))
         written.step(written.solution(left).split("\n")[0])
         written.back(imitated=False)
     line, left = right[last]
     solution = written.solution(left)
-    written.choose(line, [right[j] for j in order[len(others):]])
+    written.choose(line, written.untried(right))
     written.steps(solution)
     return written.end(line + solution)
 

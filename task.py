@@ -156,7 +156,7 @@ class Task:
 
     def check(self, line):
         """
-        A step's result seen in another way, a line such as `?6*7=42` behind `42/7=6`, and whether it agrees;
+        A step's result seen in another way, a line such as `?6*7=42` for `42/7=6`, and whether it agrees;
         ("", True) if the step needs no check.
         """
         return "", True

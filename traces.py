@@ -17,7 +17,7 @@ import torch
 from batches import Example
 from common import write_whole
 from task import show
-from verify import EOS, encode, parse_problem, replay, split_of, verify
+from verify import CHECK, EOS, encode, parse_problem, replay, split_of, verify
 
 VERDICTS = ("?yes", "?no")
 KINDS = {"prompt": (str, "a text"), "completion": (str, "a text"), "correct": (bool, "true or false"),
@@ -121,14 +121,17 @@ def check(trace):
 
 def imitated_lines(problem, completion, correct):
     """
-    Which lines of a trace are worth imitating, a list of bool: of a correct one the steps that stand, `wait`s
-    and verdicts; of another the verdicts only. A last verdict that is false is not imitated.
+    Which lines of a trace are worth imitating, a list of bool: of a correct one the steps that stand,
+    `wait`s, verdicts, and checks that are true; of another the verdicts only. A last verdict that is false is
+    not imitated.
     """
     standing, lines = set(standing_lines(problem, completion)), completion.split("\n")[:-1]
     imitated = []
     for number, line in enumerate(lines):
+        check = CHECK.fullmatch(line)
+        is_true = check and int(check[1]) * int(check[2]) == int(check[3])
         stands = line.startswith("wait") or number in standing
-        imitated.append(line in VERDICTS or correct and stands)
+        imitated.append(line in VERDICTS or correct and bool(stands or is_true))
     if lines and lines[-1] == ("?no" if correct else "?yes"):
         imitated[-1] = False
     return imitated

@@ -178,7 +178,7 @@ def gradient(model, batch, args):
     over those that have a label.
     """
     is_open = batch["allowed"].any(-1)      # (B, T)
-    # As mean_count (with one process simply the counts), both at once
+    # Means over processes (with one, simply the counts), as the gradients are averaged over them, too
     n_learnt, n_labelled = mean_over_processes([((batch["targets"] >= 0) | is_open).sum().item(),
                                                 (~batch["labels"].isnan()).sum().item()])
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
@@ -188,7 +188,7 @@ def gradient(model, batch, args):
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
         is_open = part["allowed"].any(-1)
         if is_open.any():
-            logprobs = logits[is_open].log_softmax(-1)          # (those left open, V)
+            logprobs = logits[is_open].log_softmax(-1)                  # (those left open, V)
             loss = loss - logprobs.masked_fill(~part["allowed"][is_open], -math.inf).logsumexp(-1).sum()
         loss = loss / max(1, n_learnt)
         metrics["loss"] += loss.item()

@@ -6,8 +6,8 @@ Problems, the language they are written in, and the exact judge of every answer 
 What a task's own steps are stands in its file (countdown.py, expression.py). Here is what no task owns: the
 tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
 steps there are four kinds of line. `wait` takes back the last step that stands. `wait P`, where P restates
-what was left before, takes back every step since then. `?6*7=42` is a check, a result seen in another way:
-the writer may need it, the verifier passes over it. `?yes` or `?no` is the writer's own verdict; only
+what was left before, takes back every step since then. `?6*7=42` is a check, a result seen in another way;
+the verifier passes over it, true or not. `?yes` or `?no` is the writer's own verdict; only
 experiments make models write it. A completion is judged by the steps that stand at its end:
 
     line                   what stands after it
@@ -46,7 +46,6 @@ SPLITS = ("train", "validation", "test")
 PAD, EOS, NEWLINE = 0, 1, 2
 VOCAB_SIZE = 64
 WORDS = [*"\n0123456789+-*/()=,>? ", "wait", "yes", "no"]           # ids from 2
-CHECK = re.compile(r"\?N\*N=N".replace("N", f"(?:{NUMBER.pattern})"))
 PIECES = r"wait|yes|no|[\s\S]"
 
 
@@ -211,6 +210,9 @@ class Replay:
     @property
     def state(self):
         return self.standing[-1].state
+
+
+CHECK = re.compile(r"\?(N)\*(N)=(N)".replace("N", NUMBER.pattern))
 
 
 def n_kept(problem, standing, line):

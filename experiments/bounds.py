@@ -5,18 +5,19 @@ less without its checks.
     python -m experiments.bounds                    # out/rl.pt -> out/bounds.csv
 
 Streams are sampled once, and each cure is applied to what was written. What can be solved is said by
-enumeration, so all cures but the first are oracles:
+enumeration, so all cures but the first and the last are oracles:
 
     no repeats      an attempt with an opening that was tried before takes no tokens, unless it succeeds
     legal steps     behind an opening, no step that computes wrongly is taken where the target can be reached
     no giving up    nor does one go back from there
     right plans     nor is a step taken that the target cannot be reached from
     all of these
-    no checks       the stream ends before its first check, with what stands there
+    no checks       no cure: the stream ends before its first check, with what stands there
 
-Where such a mistake would have been made the solver writes the rest, and its tokens count. Openings are not
-cured: which of them are tried, and when, is the stream's. A stream that was cut off does not go on, so what
-the first cure gives is a lower bound. ended_wrong is the share that was not cut off, and is not right.
+Where a mistake of the middle three would have been made the solver writes the rest, and its tokens count.
+Openings are not cured: which of them are tried, and when, is the stream's. A stream that was cut off does not
+go on, so what the first cure gives is a lower bound. ended_wrong is the share that was not cut off, and is
+not right.
 """
 import os
 
@@ -45,34 +46,38 @@ def cure_for(problem, move):
     return "legal steps" if move.after is None else "right plans"
 
 
-def rest_of_solution(problem, state):
-    """How many tokens the solver needs from a state on, <|eos|> included."""
+def rest_of_solution(problem, attempt, state):
+    """How many tokens the solver needs behind the lines of an attempt, from a state on, <|eos|> included."""
     written = Writer(problem)
     solution = written.solution(state)
     written.steps(solution)
-    return len(written.end(solution).ids)
+    return len(written.end(attempt + solution).ids)
 
 
 def cured(problem, stream, cures):
-    """A stream (completion, tokens, whether it is right) as it would have been: its tokens, whether right."""
+    """
+    A stream (completion, tokens, whether it is right) as it would have been: its tokens, whether right, and
+    whether it ends where it did not.
+    """
     completion, total, correct = stream
     start, openings = TASKS[problem.task].start(problem), []
-    spent, saved = 0, 0
+    spent, saved, attempt = 0, 0, ""
     for move in moves(problem, completion):
         if move.checks and "no checks" in cures:
             solved = move.before is not None and TASKS[problem.task].is_solved(problem, move.before)
-            return spent - saved + 1, solved                        # 1 for <|eos|>
+            return spent - saved + 1, solved, True                  # 1 for <|eos|>
         if move.depth > 0 and cure_for(problem, move) in cures:
-            return spent - saved + rest_of_solution(problem, move.before), True
-        if move.depth == 0:                 # an attempt begins
-            before_attempt = spent
+            return spent - saved + rest_of_solution(problem, attempt, move.before), True, True
+        if move.depth == 0 and not move.checks:     # an attempt begins
+            before_attempt, attempt = spent, ""
             opening = sorted(move.after) if move.after else move.line
         spent += n_tokens(move.line)
+        attempt += move.line + "\n"
         if move.returns and move.after == start:
             if "no repeats" in cures and opening in openings:
                 saved += spent - before_attempt
             openings.append(opening)
-    return total - saved, correct
+    return total - saved, correct, False
 
 
 def main():
@@ -81,10 +86,10 @@ def main():
     open_folder(args.out, "bounds.csv")
     streams, table = sample_streams(model, problems, args.max_tokens, args.temperature, args.seed), []
     for name, cures in CURES.items():
-        better = [("", *cured(problem, stream, cures)) for problem, stream in zip(problems, streams)]
-        rows = curve(better, args.max_tokens)
-        ended_wrong = sum(not right and n < args.max_tokens for (_, n, _), (_, _, right)
-                          in zip(streams, better)) / len(streams)
+        better = [cured(problem, stream, cures) for problem, stream in zip(problems, streams)]
+        rows = curve([("", n, right) for n, right, _ in better], args.max_tokens)
+        ended_wrong = sum(not right and (ends or n < args.max_tokens)
+                          for (_, n, _), (_, right, ends) in zip(streams, better)) / len(streams)
         about = {"checkpoint": args.init, "seed": args.seed, "temperature": args.temperature, "cure": name,
                  "ended_wrong": ended_wrong}
         table += [about | row for row in rows]

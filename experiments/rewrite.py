@@ -187,18 +187,21 @@ def write_continuations(model, traces, n_samples, max_tokens, rng):
 def mended(problem, completion):
     """
     A stream up to the first line, no opening, that leaves a state from which the problem could be solved, and
-    from there the solver's solution; None if there is no such line.
+    from there the solver's solution and its checks; None if there is no such line.
     """
-    kept = attempt = ""
+    kept = checks = ""                      # checks are kept with the return behind them
     for move in moves(problem, completion):
         if move.depth and gives_up(problem, move):
-            written = Writer(problem)
+            written, lines = Writer(problem), kept.splitlines(keepends=True)
             solution = written.solution(move.before)
             written.steps(solution)
-            written.check(attempt + solution)
+            written.check("".join(lines[number] for number in standing_lines(problem, kept)) + solution)
             return kept + decode(written.ids)
-        kept += move.line + "\n"
-        attempt = "" if move.returns else attempt + move.line + "\n"
+        if move.checks:
+            checks += move.line + "\n"
+        else:
+            kept += checks + move.line + "\n"
+            checks = ""
     return None
 
 

@@ -8,7 +8,8 @@ How a stream gets better the longer it may think, and what goes wrong in it, hel
 streams.csv has A(b), the share of problems that one sample solves within b tokens, <|eos|> included, on
 targets that were trained on and on those that were not; faults.csv how often a step is wrong, an opening
 comes twice, one goes back to a state that was never there, or gives up one that can be solved, and how often
-a step keeps what can be solved solvable, by how many numbers are left.
+a step keeps what can be solved solvable, by how many numbers are left (0: behind a wrong step). "checked" is
+what seems to be solved and has a check behind it: at 0 numbers it should be taken back, at 1 not.
 
 lengths.csv, of several samples for each problem, has the share that is right among the shortest fifth of all
 streams, the next, and so on; once of all streams together ("pooled"), where the long ones are those of hard
@@ -118,7 +119,7 @@ class Move(NamedTuple):
     before: tuple                           # what was left, None behind a wrong step
     after: tuple                            # what is left, None behind a wrong step
     returns: bool
-    checks: bool
+    checks: bool                            # whether it is a check, which leads nowhere
     lost: bool                              # whether it returns to what was never there
 
 
@@ -164,9 +165,9 @@ def faults(problem, completion):
             counts["returns to nowhere", n_left] += move.lost
             continue
         if move.checks:
-            if not (following and following.checks):
-                counts["last checks", n_left] += 1
-                counts["last checks, then a return", n_left] += bool(following and following.returns)
+            if not (following and following.checks):                    # the last check of several
+                counts["checked", n_left] += 1
+                counts["checked and taken back", n_left] += bool(following and following.returns)
             continue
         counts["steps", n_left] += 1
         counts["wrong steps", n_left] += n_left > 0 and move.after is None

@@ -119,6 +119,8 @@ def test_labels_of_lines_stand_where_the_line_has_ended():
     ("a\n?no\n", False, [0, 1]),
     ("a\n?yes\n", False, [0, 0]),
     ("a\n?no\n", True, [1, 0]),
+    ("a\n?6*7=42\nwait\nb\n?6*7=41\n?2*2=4\n", True, [0, 1, 1, 1, 0, 1]),
+    ("a\n?6*7=42\n", False, [0, 0]),
 ])
 def test_lines_worth_imitating(completion, correct, lines):
     assert imitated_lines(parse_problem(PROMPT), completion, correct) == [bool(line) for line in lines]

@@ -106,6 +106,17 @@ def test_streams_are_mended_where_they_leave_what_could_be_solved(stream, expect
     assert all(new["correct"] for new in found)
 
 
+def test_what_is_mended_is_checked():
+    false = "86/21=4,2 1 4>64\n?4*21=84\nwait 86 21 2 1>64\n"
+    right, wrong = "86/2=43,21 1 43>64\n", "43-1=42,21 42>64\n42+21=63,63>64\n"
+    mended, = texts(write_mended([trace(false + right + wrong, "86 21 2 1>64\n")]))
+    assert mended.startswith(false + right)                             # with its check
+    attempt = mended.removeprefix(false).splitlines()
+    quotients = [line for line in attempt if "/" in line]
+    checks = [line for line in attempt if line.startswith("?")]
+    assert len(quotients) == len(checks) and checks[0] == "?43*2=86" and attempt[-1] == checks[-1]
+
+
 def test_what_a_search_tried_becomes_one_stream():
     """In its order, up to the first that is right; nothing where none is, or reading stopped before it."""
     unsolved, unread = "1 2 3 4>24\n", "9 5 3 2>24\n"
