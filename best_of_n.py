@@ -139,16 +139,19 @@ SCORERS = {
 }
 
 
-def until_verified(model, problems, budget, settings):
-    """Samples, one after another, until the verifier is content: best-of-N that draws only what it needs."""
+def until_content(model, problems, budget, settings, scorer):
+    """
+    Samples, one after another, until one has a score above 0. By "verifier", best-of-N that draws only what
+    it needs; by "count", until the model itself comes to an end. -> Results
+    """
     budgets, found = [Budget(budget) for _ in problems], [[] for _ in problems]
-    waiting, right = list(range(len(problems))), [0.0] * len(problems)
+    waiting, scores = list(range(len(problems))), [0.0] * len(problems)
     while waiting:
         limits = [min(settings.max_tokens, budgets[i].left) for i in waiting]
         for i, sample in zip(waiting, draw(model, [problems[i] for i in waiting], limits, settings)):
             budgets[i].spend(sample.tokens)
             found[i].append(sample)
-            right[i] = score(problems[i], sample, "verifier")
-        waiting = [i for i in waiting if budgets[i].left > 0 and not right[i]]
-    triples = zip(problems, found, right)
-    return [result_of(problem, samples, samples[-1], verdict) for problem, samples, verdict in triples]
+            scores[i] = score(problems[i], sample, scorer)
+        waiting = [i for i in waiting if budgets[i].left > 0 and not scores[i]]
+    triples = zip(problems, found, scores)
+    return [result_of(problem, samples, samples[-1], score) for problem, samples, score in triples]

@@ -7,9 +7,10 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150
 
-A model of streams is its own search: one sample that may use up the whole budget (`stream`), begun again
-until the verifier is content (`best-of-n (verifier)`). Around a model of worked solutions there are three
-ways to generate, and ways to choose among what they found:
+A model of streams is its own search: one sample that may use up the whole budget (`stream`); the same, begun
+again with nothing in mind where it is --max-tokens long (`stream (afresh)`), or until the verifier is content
+(`best-of-n (verifier)`). Around a model of worked solutions there are three ways to generate, and ways to
+choose among what they found:
 
     samples    greedy, a single sample, majority vote, best-of-N
     beam       beam search over steps (a step is a line): keep the best few partial solutions at each depth
@@ -41,7 +42,7 @@ import torch
 from tqdm import tqdm
 
 from baselines import by_heuristic, depth_first, looking_ahead, random_paths
-from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_verified, vote
+from best_of_n import best_of_n, one_sample, one_stream, sample_n, until_content, vote
 from budget import BUDGETS, STREAM_BUDGETS, Settings
 from checkpoint import check_room, load_model
 from metrics import wilson
@@ -83,11 +84,13 @@ METHODS = {
     "single sample": Method(one_sample, single=True),
     "single sample (best T)": Method(one_sample, single=True, best_temperature=True),
     "stream": Method(one_stream, models=(STREAMS,)),
+    "stream (afresh)": Method(partial(until_content, scorer="count"), models=(STREAMS,)),
     "majority": Method(partial(vote, scorer="count"), ranks=True),
     "vote (value)": Method(partial(vote, scorer="value"), ranks=True),
     "best-of-n (value)": Method(partial(best_of_n, scorer="value"), ranks=True),
-    "best-of-n (verifier)": Method(until_verified, verifies=True, models=BOTH),
-    "best-of-n (verifier, best T)": Method(until_verified, verifies=True, best_temperature=True),
+    "best-of-n (verifier)": Method(partial(until_content, scorer="verifier"), verifies=True, models=BOTH),
+    "best-of-n (verifier, best T)": Method(partial(until_content, scorer="verifier"), verifies=True,
+                                           best_temperature=True),
     "depth-1 (value)": Method(partial(depth_one, scorer="value")),
     "beam (value)": Method(partial(beam, scorer="value")),
     "beam (verifier)": Method(partial(beam, scorer="verifier"), verifies=True),

@@ -16,7 +16,7 @@ import best_of_n
 import search
 import tree
 from baselines import by_heuristic, depth_first, looking_ahead
-from best_of_n import Sample, sample_n, until_verified, vote
+from best_of_n import Sample, sample_n, until_content, vote
 from budget import Budget, Result, Settings
 from checkpoint import save_checkpoint
 from countdown import Countdown
@@ -228,7 +228,7 @@ def scripted(monkeypatch, script):
     return asked
 
 
-def test_until_verified_pays_only_for_what_it_draws(monkeypatch):
+def test_until_content_pays_only_for_what_it_draws(monkeypatch):
     """One sample after another for each problem, and none after the first right one."""
     problems = [PROBLEM, parse_problem("98 11>87"), parse_problem("1 2 3>6")]
     one, two, three = [problem.prompt for problem in problems]
@@ -237,7 +237,7 @@ def test_until_verified_pays_only_for_what_it_draws(monkeypatch):
         one: [Sample(wrong, 0.9, 15, True), Sample(SOLUTION, 0, 20, False), Sample(SOLUTION, 0.1, 31, True)],
         two: [Sample("98-11=87,87\n", 0.2, 13, True)],
         three: [Sample(wrong, 0.9, n, True) for n in (38, 30, 12)]})
-    results = until_verified(None, problems, 80, settings())
+    results = until_content(None, problems, 80, settings(), "verifier")
     assert asked == [[(one, 38), (two, 38), (three, 38)], [(one, 38), (three, 38)], [(one, 38), (three, 12)]]
     assert [result.tokens for result in results] == [15 + 20 + 31, 13, 80]
     assert [result.score for result in results] == [1.0, 1.0, 0.0]
@@ -245,7 +245,22 @@ def test_until_verified_pays_only_for_what_it_draws(monkeypatch):
     assert [len(result.found) for result in results] == [2, 1, 3]
 
 
-def test_until_verified_counts_what_was_drawn(model, monkeypatch):
+def test_without_a_verifier_the_first_that_ends_counts(monkeypatch):
+    """Right or wrong; what was cut off is begun again."""
+    problems = [PROBLEM, parse_problem("1 2 3>6")]
+    one, two = [problem.prompt for problem in problems]
+    wrong = "9+5=14,3 2 14\n"
+    asked = scripted(monkeypatch, {
+        one: [Sample(SOLUTION, 0, 38, False), Sample(wrong, 0.9, 15, True)],
+        two: [Sample(wrong, 0, n, False) for n in (38, 38, 4)]})
+    results = until_content(None, problems, 80, settings(), "count")
+    assert asked == [[(one, 38), (two, 38)], [(one, 38), (two, 38)], [(two, 4)]]
+    assert [(result.tokens, result.finished, result.score) for result in results] == [
+        (38 + 15, True, 1.0), (80, False, 0.0)]
+    assert results[0].completion == wrong
+
+
+def test_until_content_counts_what_was_drawn(model, monkeypatch):
     model.ends_soon = True
     drawn, draw = {}, best_of_n.draw
 
@@ -257,7 +272,7 @@ def test_until_verified_counts_what_was_drawn(model, monkeypatch):
     monkeypatch.setattr(best_of_n, "draw", kept)
     monkeypatch.setitem(best_of_n.SCORERS, "verifier", lambda problem, sample: float(sample.tokens % 5 == 0))
     problems = held_out_problems("countdown", 3, 20)
-    results = until_verified(model, problems, 100, settings())
+    results = until_content(model, problems, 100, settings(), "verifier")
     n_right = 0
     for problem, result in zip(problems, results):
         samples = drawn[problem]
