@@ -133,7 +133,7 @@ def returns_lesson(args, step):
     while n_missing > 0:
         problem = make_problem(args.task, args.level, rng, targets=SEEN_TARGETS)
         for part in parts(problem, rng):
-            shown.append(train_sft.as_example(piece(*part, whole=True)))
+            shown.append(train_sft.as_example(piece(*part, whole=True, level=args.level)))
             n_missing -= len(shown[-1].completion)
     return [], shown
 
