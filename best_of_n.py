@@ -154,4 +154,4 @@ def until_content(model, problems, budget, settings, scorer):
             scores[i] = score(problems[i], sample, scorer)
         waiting = [i for i in waiting if budgets[i].left > 0 and not scores[i]]
     triples = zip(problems, found, scores)
-    return [result_of(problem, samples, samples[-1], score) for problem, samples, score in triples]
+    return [result_of(problem, samples, samples[-1], best) for problem, samples, best in triples]

@@ -161,13 +161,14 @@ def stream(problem, rng, most=99):
     if not right:
         return None
     wrong = [(line, left) for line, left in wrong if left[-1] <= LARGEST]
+    openings = right + wrong
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
     for i in rng.permutation(len(wrong))[:n_wrong]:
         line, left = wrong[i]
         wishes = written.is_careful and rng.random() < WISHES
-        done = wishes and try_wishfully(written, line, left, right + wrong, rng)
+        done = wishes and try_wishfully(written, line, left, openings, rng)
         if not done:
-            written.choose(line, written.untried(right + wrong))
+            written.choose(line, written.untried(openings))
             try_in_vain(written, left, rng)
         written.back()
     line, left = right[rng.integers(len(right))]

@@ -9,8 +9,8 @@ solutions, and learn to judge one's own.
 Each step shows fresh problems with what a teacher wrote for them, or some of the traces; the loss is on those
 tokens of the completions that are to be imitated, and on those left open, where any of several would do.
 streams.py says what streams show, and which of it is imitated; solutions.py does so for worked solutions,
-which teach the value head, too; traces.py for traces.
-From streams the value head learns nothing here (RL teaches it a little).
+which teach the value head, too; traces.py for traces. From streams the value head learns nothing here (RL
+teaches it a little).
 """
 import math
 import signal
@@ -155,7 +155,8 @@ def make_batch(examples, device):
     """
     {"idx" (B, T), "next" (B, T), "mask" (B, T)} as from pack; "targets" (B, T), what follows each token
     where that is to be imitated, -1 (ignored) elsewhere; "allowed" (B, T, V), where that is left open, which
-    tokens would do, False elsewhere; "labels" (B, T) for the value head, nan where there is none.
+    tokens would do, False elsewhere, and "is_open" (B, T), whether any would; "labels" (B, T) for the value
+    head, nan where there is none.
     """
     prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
     batch = pack(prompts, completions, device)
@@ -168,7 +169,8 @@ def make_batch(examples, device):
             allowed[row, len(example.prompt) - 1 + i, list(tokens)] = True
     known = [example.labels or [math.nan] * len(example.completion) for example in examples]
     labels[mask] = torch.tensor([label for row in known for label in row], device=device)
-    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels, "allowed": allowed}
+    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels, "allowed": allowed,
+                    "is_open": allowed.any(-1)}
 
 
 def gradient(model, batch, args):
@@ -177,16 +179,14 @@ def gradient(model, batch, args):
     of -log P(token), and those left open, of -log P(any that would do), never the prompt's; the value head's
     over those that have a label.
     """
-    is_open = batch["allowed"].any(-1)      # (B, T)
     # Means over processes (with one, simply the counts), as the gradients are averaged over them, too
-    n_learnt, n_labelled = mean_over_processes([((batch["targets"] >= 0) | is_open).sum().item(),
+    n_learnt, n_labelled = mean_over_processes([((batch["targets"] >= 0) | batch["is_open"]).sum().item(),
                                                 (~batch["labels"].isnan()).sum().item()])
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)
-        targets, labels = part["targets"], part["labels"]
+        targets, labels, is_open = part["targets"], part["labels"], part["is_open"]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-        is_open = part["allowed"].any(-1)
         if is_open.any():
             logprobs = logits[is_open].log_softmax(-1)                  # (those left open, V)
             loss = loss - logprobs.masked_fill(~part["allowed"][is_open], -math.inf).logsumexp(-1).sum()
