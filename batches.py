@@ -9,12 +9,14 @@ A batch is a dict of tensors with a row for each text, prompt and completion. Ea
     next    _  2  >  6 nl  8  -  2  =  6  ,  6 nl eos
     mask    .  .  .  .  .  x  x  x  x  x  x  x  x  x
 """
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from verify import PAD
+from verify import PAD, VOCAB_SIZE, encode
 
 TOKENS_AT_ONCE = 2048                       # so many go through the model at a time; changes no result
 
@@ -27,6 +29,11 @@ class Example:
     imitate: list                           # of bool, for each token of the completion
     labels: list = None     # P(this ends correct) of what stands before each of them, nan where unknown
     allowed: dict = None    # {position: set of tokens} for some that are not imitated: any of these will do
+
+
+def as_example(text):
+    """What a teacher has written, a Writer of streams.py, as an Example."""
+    return Example(encode(text.problem.prompt), text.ids, text.imitate, allowed=text.allowed)
 
 
 def pack(prompts, completions, device):
@@ -49,6 +56,47 @@ def on_tokens(flags, mask):
     marked = torch.zeros_like(mask)
     marked[mask] = torch.tensor(flags, dtype=torch.bool, device=mask.device)    # fills it row by row
     return marked
+
+
+def make_batch(examples, device):
+    """
+    What pack makes of the examples, and what is to be learnt from them:
+
+    targets (B, T): what follows each token, where that is to be imitated, -1 elsewhere
+    allowed (B, T, V): which tokens would do, where that is left open; is_open (B, T): whether it is
+    labels (B, T): for the value head, nan where there is none
+    """
+    prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
+    batch = pack(prompts, completions, device)
+    mask = batch["mask"]
+    imitate = on_tokens([flag for example in examples for flag in example.imitate], mask)
+    allowed = torch.zeros(*mask.shape, VOCAB_SIZE, dtype=torch.bool, device=device)
+    for row, example in enumerate(examples):
+        for i, tokens in (example.allowed or {}).items():
+            allowed[row, len(example.prompt) - 1 + i, list(tokens)] = True
+    labels = torch.full(mask.shape, math.nan, device=device)
+    known = [example.labels or [math.nan] * len(example.completion) for example in examples]
+    labels[mask] = torch.tensor([label for row in known for label in row], device=device)
+    return batch | {"targets": batch["next"].where(imitate, -1), "allowed": allowed,
+                    "is_open": allowed.any(-1), "labels": labels}
+
+
+def n_learnt(batch):
+    """How many tokens the policy learns from: those that are imitated, and those left open."""
+    return ((batch["targets"] >= 0) | batch["is_open"]).sum().item()
+
+
+def imitation_loss(logits, batch):
+    """
+    The sum of -log P(token) over the tokens that are imitated, and of -log P(any that would do) over those
+    left open. It is no prompt's. logits: (B, T, V).
+    """
+    targets, is_open = batch["targets"], batch["is_open"]
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    if is_open.any():
+        logprobs = logits[is_open].log_softmax(-1)                      # (those left open, V)
+        loss = loss - logprobs.masked_fill(~batch["allowed"][is_open], -math.inf).logsumexp(-1).sum()
+    return loss
 
 
 def take(batch, rows):

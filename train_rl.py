@@ -28,11 +28,12 @@ import torch
 import torch.nn.functional as F
 
 from algorithms import ALGORITHMS, discounted_returns, is_mixed, worth_learning
-from batches import by_length, on_tokens, pack, take
+from batches import as_example, by_length, imitation_loss, make_batch, n_learnt, on_tokens, pack, take
 from checkpoint import load_checkpoint
 from optim import OPTIMIZERS, optimizer_step
 from processes import average_gradients, join_processes, mean_count, mean_over_processes, share_of
 from sample import generate
+from solutions import worked
 from streams import SEEN_TARGETS, stream
 from trainer import Run, add_run_flags, load_stopped
 from verify import EOS, NEWLINE, PAD, decode, encode, is_correct, make_problems, replay
@@ -143,19 +144,12 @@ def mark_attempts(batch, problems, completions, finished, streams):
 
 
 def demonstrations(problems, solutions, rng, device, args):
-    """
-    The same problems solved by the teacher, in worked solutions or streams: what pack makes of them, and
-    "imitate" (B, T).
-    """
+    """The same problems solved by the teacher, in worked solutions or streams: a batch to imitate."""
     if args.streams:
-        written = [stream(problem, rng) for problem in problems]
-        completions = [text.ids for text in written]
-        imitate = [flag for text in written for flag in text.imitate]
+        examples = [as_example(stream(problem, rng)) for problem in problems]
     else:
-        completions = [encode(solution) + [EOS] for solution in solutions]
-        imitate = [True] * sum(map(len, completions))
-    demos = pack([encode(problem.prompt) for problem in problems], completions, device)
-    return demos | {"imitate": on_tokens(imitate, demos["mask"])}
+        examples = [worked(problem, solution) for problem, solution in zip(problems, solutions)]
+    return make_batch(examples, device)
 
 
 def longest(args, step):
@@ -240,10 +234,10 @@ def imitate_teacher(model, demos, coef):
     """
     To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
     """
-    n_imitated = mean_count(demos["imitate"].sum().item())
+    n = mean_count(n_learnt(demos))
     for _, part in by_length(demos):
-        logprobs, _, _ = forward(model, part)
-        (-coef * logprobs * part["imitate"]).sum().div(n_imitated).backward()
+        logits, _ = model(part["idx"])
+        (coef * imitation_loss(logits, part) / n).backward()
 
 
 def explained_variance(batch, values):

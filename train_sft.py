@@ -27,14 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import solutions
 import streams
-from batches import Example, by_length, on_tokens, pack
+from batches import as_example, by_length, imitation_loss, make_batch, n_learnt
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
 from processes import average_gradients, join_processes, mean_over_processes, share_of
 from traces import introduce_words, read_traces, traces_lesson
 from trainer import Run, add_run_flags, load_stopped
-from verify import VOCAB_SIZE, encode
 
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
 
@@ -79,11 +78,6 @@ def make_parser():
 
 # ------------------------------------------------------------------------------------------------------------
 # What each step learns from
-
-def as_example(text):
-    """What SFT learns from what a Writer has written."""
-    return Example(encode(text.problem.prompt), text.ids, text.imitate, allowed=text.allowed)
-
 
 def streams_lesson(args, step):
     """
@@ -151,52 +145,24 @@ def train(args, run, lesson):
         run.count(n_tokens, n_sampled, n_tokens, context)
 
 
-def make_batch(examples, device):
-    """
-    {"idx" (B, T), "next" (B, T), "mask" (B, T)} as from pack; "targets" (B, T), what follows each token
-    where that is to be imitated, -1 (ignored) elsewhere; "allowed" (B, T, V), where that is left open, which
-    tokens would do, False elsewhere, and "is_open" (B, T), whether any would; "labels" (B, T) for the value
-    head, nan where there is none.
-    """
-    prompts, completions = zip(*((example.prompt, example.completion) for example in examples))
-    batch = pack(prompts, completions, device)
-    mask = batch["mask"]                    # (B, T), whether what follows belongs to the completion
-    imitate = on_tokens([flag for example in examples for flag in example.imitate], mask)
-    labels = torch.full(mask.shape, math.nan, device=device)
-    allowed = torch.zeros(*mask.shape, VOCAB_SIZE, dtype=torch.bool, device=device)
-    for row, example in enumerate(examples):
-        for i, tokens in (example.allowed or {}).items():
-            allowed[row, len(example.prompt) - 1 + i, list(tokens)] = True
-    known = [example.labels or [math.nan] * len(example.completion) for example in examples]
-    labels[mask] = torch.tensor([label for row in known for label in row], device=device)
-    return batch | {"targets": batch["next"].where(imitate, -1), "labels": labels, "allowed": allowed,
-                    "is_open": allowed.any(-1)}
-
-
 def gradient(model, batch, args):
     """
-    Add the gradient of the losses, and return them. The policy's is a mean over the tokens that are imitated,
-    of -log P(token), and those left open, of -log P(any that would do), never the prompt's; the value head's
-    over those that have a label.
+    Add the gradient of the losses, and return them. The policy's is a mean over the tokens that it learns
+    from, the value head's over those that have a label.
     """
     # Means over processes (with one, simply the counts), as the gradients are averaged over them, too
-    n_learnt, n_labelled = mean_over_processes([((batch["targets"] >= 0) | batch["is_open"]).sum().item(),
-                                                (~batch["labels"].isnan()).sum().item()])
-    metrics = {"loss": 0.0, "value_loss": 0.0 if n_labelled else math.nan}
+    n_policy, n_value = mean_over_processes([n_learnt(batch), (~batch["labels"].isnan()).sum().item()])
+    metrics = {"loss": 0.0, "value_loss": 0.0 if n_value else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)
-        targets, labels, is_open = part["targets"], part["labels"], part["is_open"]
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-        if is_open.any():
-            logprobs = logits[is_open].log_softmax(-1)                  # (those left open, V)
-            loss = loss - logprobs.masked_fill(~part["allowed"][is_open], -math.inf).logsumexp(-1).sum()
-        loss = loss / max(1, n_learnt)
+        loss = imitation_loss(logits, part) / max(1, n_policy)
         metrics["loss"] += loss.item()
+        labels = part["labels"]
         labelled = ~labels.isnan()
         if labelled.any():
             known = labels[labelled].to(values.dtype)
             value_loss = F.binary_cross_entropy_with_logits(values[labelled], known, reduction="sum")
-            value_loss = value_loss / n_labelled
+            value_loss = value_loss / n_value
             metrics["value_loss"] += value_loss.item()
             loss = loss + args.value_coef * value_loss
         loss.backward()

@@ -27,7 +27,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 import train_sft
-from batches import Example
+from batches import Example, as_example
 from checkpoint import check_room
 from common import between, positive, run_script, whole
 from processes import share_of
@@ -133,7 +133,7 @@ def returns_lesson(args, step):
     while n_missing > 0:
         problem = make_problem(args.task, args.level, rng, targets=SEEN_TARGETS)
         for part in parts(problem, rng):
-            shown.append(train_sft.as_example(piece(*part, whole=True, level=args.level)))
+            shown.append(as_example(piece(*part, whole=True, level=args.level)))
             n_missing -= len(shown[-1].completion)
     return [], shown
 

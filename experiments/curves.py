@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from batches import by_length
+from batches import by_length, make_batch
 from checkpoint import load_checkpoint
 from experiments.bases import answer
 from experiments.laws import compute_optimal, fit_sizes, gains
@@ -49,7 +49,6 @@ from model import GPTConfig, flops_per_token
 from plot import read
 from sample import generate
 from solutions import hard_part
-from train_sft import make_batch
 from verify import EOS, TASKS, encode, held_out_problems, is_correct, make_problems
 
 TERA = 1e12

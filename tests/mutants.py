@@ -120,7 +120,7 @@ MUTANTS = [
            "the label of a line stands before it"),
     Mutant("solutions.py", "is_correct(problem, lines + ended)", "is_correct(problem, ended)",
            "an attempt is judged without its beginning"),
-    Mutant("train_sft.py", "loss = loss / max(1, n_learnt)", "loss = loss / max(1, (targets >= 0).sum())",
+    Mutant("train_sft.py", "/ max(1, n_policy)", "/ max(1, n_learnt(part))",
            "a mean of means: a part of the batch with few tokens counts as much as others"),
     Mutant("train_rl.py", "is_correct(problems[row // args.samples], ids)",
            "is_correct(problems[row % args.prompts], ids)", "rewards go to others' samples"),

@@ -20,8 +20,8 @@ from checkpoint import load_checkpoint
 from model import GPT, GPTConfig
 from scripts import ROOT, TINY_SFT, run, table, tiny_base
 from traces import read_traces
-from train_sft import gradient, make_batch, make_parser
-from batches import Example
+from train_sft import gradient, make_parser
+from batches import Example, make_batch
 from verify import make_problems
 
 RNG = random.Random(0)

@@ -213,8 +213,8 @@ def test_rollout_rows_are_prompt_completion_padding():
         assert not any((idx.tolist() + nxt.tolist()[-1:])[len(row):]) and PAD == 0
         ended = completion[-1] == EOS
         assert bool(earned) == (ended and verify(problem, decode(completion[:-1])).correct)
-    assert demos["imitate"].equal(demos["mask"])
-    for idx, nxt, mask, _ in zip(*demos.values()):
+    assert (demos["targets"] >= 0).equal(demos["mask"])
+    for idx, nxt, mask in zip(demos["idx"], demos["next"], demos["mask"]):
         problem = parse_problem(decode(idx[:int(mask.nonzero()[0]) + 1].tolist()))
         completion = nxt[mask].tolist()
         assert completion[-1] == EOS and verify(problem, decode(completion[:-1])).correct
@@ -391,16 +391,18 @@ def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_ch
     assert rollout(model, with_flags(level=4, streams=True, max_tokens=20, steps=9), 7, Counter())[1] is None
     _, demos = rollout(model, args, 7, Counter())
     n_hidden = 0
-    for idx, nxt, mask, flags in zip(*demos.values()):
+    for idx, nxt, mask, targets in zip(*(demos[key] for key in ("idx", "next", "mask", "targets"))):
         problem = parse_problem(decode(idx[:int(mask.nonzero()[0]) + 1].tolist()))
-        assert verify(problem, decode(nxt[mask][:-1].tolist())).correct and not (flags & ~mask).any()
-        n_hidden += (mask & ~flags).sum().item()
-    assert n_hidden > 10
+        assert verify(problem, decode(nxt[mask][:-1].tolist())).correct and (targets[~mask] < 0).all()
+        n_hidden += (mask & (targets < 0)).sum().item()
+    assert n_hidden > 10 and demos["is_open"].any()
     train_rl.imitate_teacher(model, demos, 0.5)
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
-    logprobs, _, _ = forward(model, demos)
-    (-0.5 * logprobs[demos["imitate"]].mean()).backward()
+    logprobs = model(demos["idx"])[0].log_softmax(-1)
+    any_that_would_do = logprobs.masked_fill(~demos["allowed"], -math.inf).logsumexp(-1)
+    imitated = forward(model, demos)[0][demos["targets"] >= 0]
+    (-0.5 * torch.cat([imitated, any_that_would_do[demos["is_open"]]]).mean()).backward()
     torch.testing.assert_close(model.lm_head.weight.grad, gradient)
 
 

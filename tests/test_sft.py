@@ -13,13 +13,13 @@ import torch.nn.functional as F
 
 import solutions
 import train_sft
-from batches import Example, by_length
+from batches import Example, as_example, by_length, make_batch
 from model import GPT, GPTConfig
 from solutions import hard_part, honest, lesson, own_attempts, worked
 from streams import stream
 from traces import (from_trace, imitated_lines, introduce_words, read_traces, standing_lines, traces_lesson,
                     without_verdict, write_traces)
-from train_sft import as_example, gradient, learning_rate, make_batch
+from train_sft import gradient, learning_rate
 from verify import EOS, PAD, decode, encode, held_out_problems, parse_problem, solve, verify
 
 PROMPT, SOLUTION = "9 3 5 2>24\n", "9-5=4,3 2 4\n3*2=6,4 6\n4*6=24,24\n"
