@@ -7,15 +7,10 @@ verifier tells them when they are done. A model must beat them before its search
 where a task can list its steps.
 """
 import numpy as np
-import torch
 
 from budget import Budget, Result
+from sample import draw_seed
 from verify import TASKS, encode, random_steps
-
-
-def numpy_generator(settings):
-    """Tasks draw with numpy's generator, models with torch's: this one's seed is drawn by the other."""
-    return np.random.default_rng(int(torch.randint(2 ** 62, (), generator=settings.generator)))
 
 
 def random_paths(model, problems, budget, settings):
@@ -23,7 +18,7 @@ def random_paths(model, problems, budget, settings):
     Random legal steps to the end, again and again until the verifier is content or the budget is spent. ->
     Results
     """
-    rng, results = numpy_generator(settings), []
+    rng, results = np.random.default_rng(draw_seed(settings.generator)), []
     for problem in problems:
         own, solution = Budget(budget), ""
         while own.left > 0 and not solution:
@@ -41,7 +36,7 @@ def depth_first(model, problems, budget, settings, order=lambda problem, steps, 
     Every path, depth first, each line written once, until one hits the target or the budget is spent.
     order(problem, steps, rng) -> which steps from a state are tried, in their order. -> Results
     """
-    rng = numpy_generator(settings)
+    rng = np.random.default_rng(draw_seed(settings.generator))          # tasks draw with numpy
 
     def visit(problem, state, own):
         """The rest of a solution from a state, "" if there is none or the budget is spent."""
@@ -56,8 +51,8 @@ def depth_first(model, problems, budget, settings, order=lambda problem, steps, 
                 own.spend(1)
                 return line
             rest = visit(problem, after, own)
-            if rest or own.left == 0:
-                return rest and line + rest
+            if rest:
+                return line + rest
         return ""
 
     results = []

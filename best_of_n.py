@@ -53,19 +53,16 @@ def sample_n(model, problems, budget, settings):
     off, and counts.
     """
     budgets, found = [Budget(budget) for _ in problems], [[] for _ in problems]
-    while True:
+    while waiting := [i for i, own in enumerate(budgets) if own.left > 0]:
         rows = []
-        for i, own in enumerate(budgets):
-            n = own.left // settings.max_tokens         # so many surely fit
-            if n == 0 and own.left > 0:
-                n = 1                                   # this one may be cut off
-            rows += [i] * min(n, SAMPLES_AT_ONCE)
-        if not rows:
-            return found
+        for i in waiting:
+            n_fit = budgets[i].left // settings.max_tokens
+            rows += [i] * min(max(1, n_fit), SAMPLES_AT_ONCE)           # the last one may be cut off
         limits = [min(settings.max_tokens, budgets[i].left) for i in rows]
         for i, sample in zip(rows, draw(model, [problems[i] for i in rows], limits, settings)):
             budgets[i].spend(sample.tokens)
             found[i].append(sample)
+    return found
 
 
 def result_of(problem, samples, best, score):
@@ -112,10 +109,11 @@ def vote(model, problems, budget, settings, scorer):
     drawn, results = settings.samples or sample_n(model, problems, budget, settings), []
     for problem, samples in zip(problems, drawn):
         scores, votes = [score(problem, sample, scorer) for sample in samples], Counter()
-        for sample, weight in zip(samples, scores):
-            votes[answer_of(problem, sample)] += weight / len(samples)
+        answers = [answer_of(problem, sample) for sample in samples]
+        for answer, weight in zip(answers, scores):
+            votes[answer] += weight / len(samples)
         winner = max(votes, key=votes.get)
-        best = max(range(len(samples)), key=lambda i: (answer_of(problem, samples[i]) == winner, scores[i]))
+        best = max(range(len(samples)), key=lambda i: (answers[i] == winner, scores[i]))
         results.append(result_of(problem, samples, samples[best], votes[winner]))
     return results
 

@@ -27,8 +27,7 @@ def save_checkpoint(path, model, optimizers=(), **state):
                   "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
     buffer = io.BytesIO()
     torch.save(checkpoint | state, buffer)  # not to the file: torch would hide what the disk says
-    with write_whole(path) as file:
-        file.write(buffer.getbuffer())
+    write_whole(path, buffer.getbuffer())
 
 
 def is_finite(model):
@@ -41,7 +40,6 @@ def load_checkpoint(path, device="cpu", needs=()):
     (model, all that was saved). ValueError, in one line, for a file that is missing, damaged, not a
     checkpoint, or lacks one of the keys in needs, and for weights that are not finite.
     """
-    path = str(path)
     if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file; train_sft.py and train_rl.py write checkpoints")
     try:
@@ -66,16 +64,15 @@ def load_checkpoint(path, device="cpu", needs=()):
         model.load_state_dict(weights)
         if not is_finite(model):
             raise ValueError("some weights are nan or inf")
-        missing = [key for key in needs if key not in checkpoint]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        wrong = [key for key in needs if not isinstance(checkpoint[key], KINDS[key])]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is a {type(checkpoint[wrong[0]]).__name__}")
+        for key in needs:
+            if key not in checkpoint:
+                raise ValueError(f"it lacks {key}")
+            if not isinstance(checkpoint[key], KINDS[key]):
+                raise ValueError(f"{key} is a {type(checkpoint[key]).__name__}")
         flags = checkpoint.get("flags", {})
-        wrong = [name for name in FLAGS if not isinstance(flags.get(name), FLAGS[name] | None)]
-        if wrong:
-            raise ValueError(f"its flag {wrong[0]} is {str(flags[wrong[0]])[:20]!r}")
+        for name, kind in FLAGS.items():
+            if not isinstance(flags.get(name), kind | None):
+                raise ValueError(f"its flag {name} is {str(flags[name])[:20]!r}")
     except Exception as error:              # pickle, zip and torch raise a dozen kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: damaged, or not a checkpoint of tinyo1 ({reason[:120]})") from None
@@ -97,7 +94,7 @@ def load_model(args, others=()):
 
 def check_room(model, prompts, max_tokens):
     """ValueError if the longest prompt (token ids) and completion are more than the model reads."""
-    n_tokens, least = max(map(len, prompts)) + max_tokens, model.config.block_size - 1
-    if n_tokens >= least:
+    n_tokens, limit = max(map(len, prompts)) + max_tokens, model.config.block_size - 1    # see read_last
+    if n_tokens >= limit:
         raise ValueError(f"the longest prompt and --max-tokens {max_tokens} are {n_tokens} tokens: the model "
-                         f"reads fewer than {least}")
+                         f"reads fewer than {limit}")

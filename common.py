@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 
 def show_error(kind, error, trace):
@@ -88,9 +89,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
-    def parse_args(self, words=None, namespace=None):
+    def parse_args(self, words=None):
+        """Also notes in args.given which flags were not left out, as --resume must know."""
         args = super().parse_args(words, Flags())
-        for action in self._actions:        # once more, without defaults: what is there now was given
+        for action in self._actions:        # once more, without defaults: so all that is there was given
             action.default = argparse.SUPPRESS
         self._defaults.clear()
         args.given = vars(super().parse_args(words))
@@ -104,10 +106,11 @@ class Parser(argparse.ArgumentParser):
     def shared(self, *names, **defaults):
         for name in names:
             self.add_argument(name, **SHARED_FLAGS[name])
-        self.set_defaults(streams=None, rank=0, processes=1, **defaults)        # found out later
+        # choose_task and join_processes fill these in
+        self.set_defaults(streams=None, rank=0, processes=1, **defaults)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        fail(message)
 
     @contextmanager
     def errors(self):
@@ -129,13 +132,14 @@ def choose_task(args, trained=None):
     same_task = trained if args.task == trained.get("task") else {}
     args.level = args.level or same_task.get("level") or get_task(args.task).default_level
     task = get_task(args.task, args.level)
+    n_stream = task.stream_tokens(args.level)
     if args.streams is None:
-        args.streams = trained.get("streams", False) if trained else task.stream_tokens(args.level) > 0
-    if args.streams and not task.stream_tokens(args.level):
+        args.streams = trained.get("streams", False) if trained else n_stream > 0
+    if args.streams and not n_stream:
         raise ValueError(f"streams: not for {args.task} at level {args.level}, only where all steps can be "
                          "listed, as in countdown, from level 3 on; worked solutions are for all "
                          "(train_sft.py --no-streams)")
-    room = task.stream_tokens(args.level) if args.streams else task.max_tokens(args.level)
+    room = n_stream if args.streams else task.max_tokens(args.level)
     if args.level == same_task.get("level") and args.streams == trained.get("streams", False):
         room = same_task.get("max_tokens", room)
     args.max_tokens = args.max_tokens or room
@@ -213,7 +217,7 @@ def stop_signals():
     """What asks a program to end: Ctrl-C, SIGTERM, and SIGHUP unless nohup has it ignored."""
     hangup = getattr(signal, "SIGHUP", None)                            # not on Windows
     is_heard = hangup and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM] + [hangup] * bool(is_heard)
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if is_heard else [])]
 
 
 def catch_signals():
@@ -249,18 +253,18 @@ def check_plain(path):
         raise OSError(errno.EINVAL, reason, str(path))
 
 
-@contextmanager
-def write_whole(path):
+def write_whole(path, data):
     """
-    A binary file that appears under its name only when all of it is on the disk. If the name is a link, the
-    file that it points to is written. An OSError names the path; what stood there before is still there then.
+    Write bytes to a file that appears under its name only when all of it is on the disk. If the name is a
+    link, the file that it points to is written. An OSError names the path; what stood there before is still
+    there then.
     """
     check_plain(path)
     target = os.path.realpath(path)
     temporary = f"{target}.{secrets.token_hex(4)}.tmp"      # a name of its own, whoever else writes here
     try:
         with open(temporary, "xb") as file:
-            yield file
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -278,12 +282,11 @@ def open_folder(folder, *names):
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
-    paths = [os.path.join(folder, name) for name in names]
-    for path in paths:
+    for name in names:
+        path = os.path.join(folder, name)
         check_plain(path)
-    existing = [path for path in paths if os.path.exists(path)]
-    if existing:
-        print(f"overwrites {', '.join(existing)}")
+        if os.path.exists(path):
+            print(f"overwrites {path}")
 
 
 def set_aside(path):
@@ -296,7 +299,7 @@ def set_aside(path):
     if not os.path.exists(target):
         return None
     stem, extension = os.path.splitext(target)
-    names = (f"{stem}.old{n}{extension}" for n in ["", *range(2, 10 ** 6)])
+    names = (f"{stem}.old{n}{extension}" for n in chain([""], range(2, 10 ** 6)))
     aside = next(name for name in names if not os.path.exists(name))
     os.rename(target, aside)
     print(f"{path} is of an earlier run: it is {aside} now")
@@ -329,13 +332,11 @@ def lock_folder(folder):
 
 def save_table(path, rows):
     """Write a list of dicts with the same keys as CSV."""
-    with write_whole(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-        text.flush()
-        text.detach()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def read_table(path):

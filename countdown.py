@@ -6,14 +6,14 @@ Countdown: make the target from all the numbers, each used once, with + - * and 
     3*2=6,4 6
     4*6=24,24              one number is left, and it is the target
 
-A step may say the target once more, `9-5=4,3 2 4>24`: then each line ends in a prompt of its own, as the
-lines of a stream do (streams.py).
+A step may repeat the target, `9-5=4,3 2 4>24`: then the end of each line is itself a prompt, as in streams
+(streams.py).
 A level is how many numbers there are. Everything is an integer from 0 to 999,999,999: differences are not
 negative, division is exact. The state is the tuple of the numbers left.
 
-Problems are solved twice here: by `solutions`, a recursion that is read at a glance, and by `find_hits`,
-which does the same in numpy, thousands of times faster; a test holds one against the other. The fast one
-draws training problems, and knows for every state whether the target can still be reached.
+Problems are solved twice here: by `solutions`, a simple recursion, and by `find_hits`, which does the same in
+numpy, thousands of times faster; a test compares them. The fast one draws training problems, and tells for
+every state whether the target can still be reached.
 """
 import math
 import re
@@ -28,9 +28,9 @@ from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 OPERATORS = "+-*/"
 NUMBERS, TARGETS = range(1, 100), range(10, 101)        # of the problems that are drawn
 MULTIPLY = 0.3                              # early in training, the share of hard problems, see draw
-NEAR = 0.2              # a near miss is off by less than this share
+NEAR = 0.2              # relative error of a near miss, at most
 SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
-STEP = re.compile("(N)([-+*/])(N)=(N),([0-9 ]+)(?:>(N))?".replace("N", f"(?:{NUMBER.pattern})"))
+STEP = re.compile("(N)([-+*/])(N)=(N),([0-9 ]+)(?:>(N))?".replace("N", NUMBER.pattern))
 
 
 class Countdown(Task):
@@ -111,20 +111,20 @@ class Countdown(Task):
 
     def draw(self, level, n, rng, accept, progress, targets=None):
         """
-        Target first, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). First come hard
-        ones, whose first solution multiplies or divides: 30 % in the first half of training, none at its end.
+        Draw the target, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). The first
+        n_hard are hard, their first solution multiplies or divides: 30 %, in the second half fewer, then 0.
         """
         wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
         n_hard = MULTIPLY * min(1.0, 2 - 2 * progress) * n
         problems, solutions = [None] * n, [None] * n
-        width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws at once, for the CPU's cache
+        width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws a round, for the CPU's cache
         waiting, n_draws = np.arange(n), 0
         while len(waiting):
-            rows = np.resize(waiting, width)                # the fewer are waiting, the more draws for each
+            rows = np.resize(waiting, width)                # those that are missing share the draws
             numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
             hits = find_hits(numbers, wanted[rows])                 # (L, width)
-            paths = hits.argmax(0)          # see find_hits; not a random one: fewer ways are learnt faster
-            may_be_easy = rng.random(width) < 0.02              # as with 2 numbers some targets are sums only
+            paths = hits.argmax(0)          # see find_hits; always the first: one kind is learnt faster
+            may_be_easy = rng.random(width) < 0.02              # some targets only sums of 2 numbers reach
             good = hits.any(0) & ((rows >= n_hard) | multiplies(paths, level) | may_be_easy)
             for k in np.flatnonzero(good):
                 if problems[rows[k]] is None:
@@ -152,12 +152,12 @@ class Countdown(Task):
         return 64 * 2 ** level if level > 2 else 0
 
     def answer(self, completion):
-        return completion                   # there is no answer but the solution itself
+        return completion                   # the whole solution
 
     # For searches without a model
 
     def legal_steps(self, state, below=MAX_VALUE + 1):
-        """Of a+b and b+a, and so on, only the one with the larger number first; none twice."""
+        """The larger number first; no duplicates."""
         steps = (put_together(state, i, j, op) for i, j in pairs_of(len(state)) for op in OPERATORS)
         return list({line: left for line, left in filter(None, steps) if left[-1] < below}.items())
 
@@ -166,23 +166,23 @@ class Countdown(Task):
         factors = factors_of(problem.target)
         return sum(min(abs(number - f) for f in factors) for number in state)
 
-    # For the teachers, solutions.py and streams.py: on a first reading, come back when they are met there
+    # For the teachers, solutions.py and streams.py: skip this now, and read it with them
 
     def hard_part(self, solution):
-        return solution[:solution.index(",") + 1]               # the first step: the rest is soon mastered
+        return solution[:solution.index(",") + 1]               # the first step: the rest is easy to learn
 
     def chosen_part(self, line):
-        return line[:line.index("=") + 1]                           # what follows the = follows from it
+        return line[:line.index("=") + 1]                           # what follows the = is determined
 
     def near_misses(self, problem, state):
-        """With two numbers, steps near to the target; with three, to what makes it with the other number."""
+        """With two numbers, results near the target; with three, near one that makes it in one step more."""
         if len(state) > 3:
             return []
         return [(line, left) for line, left in self.legal_steps(state, 1000)
                 if any(0 < abs(left[-1] - wish) < NEAR * wish for wish in wishes(left[:-1], problem.target))]
 
     def slip(self, problem, state, rng):
-        """A near miss said to come to what would help; or any step, its result slightly off or rounded."""
+        """A near miss with the result that would help; or any step with a slightly wrong result."""
         near = self.near_misses(problem, state) if rng.random() < 0.5 else []
         if near:
             line, left = near[rng.integers(len(near))]
@@ -198,7 +198,7 @@ class Countdown(Task):
         return step_to(result, state, i, j, op)[0]
 
     def wishful_steps(self, problem, state):
-        found = []                          # quotients rounded either way, or to the number beyond
+        found = []                          # quotients that are off by less than 2
         for i, j in pairs_of(len(state)):
             b, a = sorted((state[i], state[j]))
             near = range(max(1, a // b - 1), a // b + 3) if b and a % b else ()
@@ -214,7 +214,7 @@ class Countdown(Task):
 
 
 def read_numbers(text):
-    """The numbers of a list such as "3 2 4", None if it is none."""
+    """The numbers of a list such as "3 2 4", None if it is malformed."""
     words = text.split(" ")
     return tuple(map(int, words)) if all(map(NUMBER.fullmatch, words)) else None
 
@@ -231,7 +231,7 @@ def make_problem(numbers, target):
 
 
 def wishes(others, target):
-    """The numbers that make the target: alone, or with one other in the last step."""
+    """The results that would reach the target: alone, or in one step with the one other number."""
     if not others:
         return [target]
     other, = others
@@ -264,7 +264,7 @@ def put_together(numbers, i, j, op):
 
 
 def step_to(result, numbers, i, j, op):
-    """A step with two of the numbers, the larger first, whether or not that is what it comes to."""
+    """A step with two of the numbers, the larger first, and the given result, right or wrong."""
     b, a = sorted((numbers[i], numbers[j]))
     left = (*(x for k, x in enumerate(numbers) if k not in (i, j)), result)
     return f"{a}{op}{b}={result},{join(left)}\n", left
@@ -283,8 +283,8 @@ def solutions(numbers, target):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# And fast, many problems at once: may be skipped on a first reading. find_hits says which paths end in the
-# target, write_path writes one out. A path is which pair and operator to take at each step, as an index whose
+# The fast solver, for many problems at once: may be skipped on a first reading. find_hits says which paths
+# hit the target, write_path writes one out. A path is the pair and operator of each step, as an index whose
 # lowest digit is the first step: path = choice_1 + n_1 * (choice_2 + n_2 * ...), n_1 the choices of the first
 # step. With 3 numbers n_1 is 12, and path 17 is 5 + 12 * 1: first choice 5, the second pair, (0, 2), with the
 # second operator, -; then choice 1, the only pair that is left with -.
@@ -299,7 +299,7 @@ def find_hits(numbers, targets):
     while len(states) > 2:
         states, ok = all_steps(states.reshape(len(states), -1))     # (n - 1, K, L B), (K, L B)
         legal = (ok.reshape(len(ok), *legal.shape) & legal).reshape(-1, B)
-    x, y = states.reshape(2, -1, B)                             # the last step is only compared, not taken
+    x, y = states.reshape(2, -1, B)                             # the last step: only test equality
     a, b = np.maximum(x, y), np.minimum(x, y)                       # (L / 4, B)
     hit = np.stack([a + b == targets, a - b == targets, a * b == targets, (b * targets == a) & (b > 0)])
     return (hit & legal).reshape(-1, B)
@@ -314,7 +314,7 @@ def all_steps(states):
         a, b = np.maximum(states[i], states[j]), np.minimum(states[i], states[j])       # (M,)
         others = [k for k in range(n) if k not in (i, j)]
         children[:-1, p] = states[others][:, None]
-        quotient = np.divide(a, b, out=np.full(M, 0.5), where=b > 0)            # 0.5 stands for no integer
+        quotient = np.divide(a, b, out=np.full(M, 0.5), where=b > 0)            # 0.5 marks division by 0
         children[-1, p] = a + b, a - b, a * b, quotient
     legal = children[-1] <= MAX_VALUE                               # (pairs, 4, M)
     legal[:, 3] &= children[-1, :, 3] == np.floor(children[-1, :, 3])

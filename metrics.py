@@ -82,14 +82,6 @@ def values_of(model, texts, batch_size=1024):
     return values
 
 
-def value_auc(model, texts, labels, batch_size=1024):
-    """
-    P(the value head rates a text with label true above one with label false), half for ties. nan if all
-    labels are the same.
-    """
-    return auc(values_of(model, texts, batch_size), labels)
-
-
 def auc(values, labels):
     """P(a value with label true is above one with label false), half for ties; nan if labels are the same."""
     values, labels = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)

@@ -1,11 +1,11 @@
 """
-A small GPT with a value head; its cache, its FLOPs.
+A small GPT with a value head, a key-value cache and a count of FLOPs.
 
-The block is the one that small models learn arithmetic fastest with: norms without gains, rotary positions
+Of the blocks that were tried this one learns arithmetic fastest: norms without gains, rotary positions
 (RoPE), normed queries and keys, a ReLU-squared MLP, no biases, output layers that start at zero. And each
-position embeds the two tokens before it as well, and the number that its digits make so far: that ends the
-plateau at which such models sit until they have found out that digits belong together. One dial sets the
-size: `--depth 3` is 3 layers, 4 heads, 128 wide (0.6M parameters).
+position embeds the two tokens before it as well, and the number that the last digits make: without it,
+training stalls until the model has discovered that digits belong together. `--depth` sets the size: 3 is
+3 layers, 4 heads, 128 wide (0.55M parameters).
 
 Weights are float32. Where the processor multiplies bfloat16 natively, activations are bfloat16 and each
 weight is cast where it is used: about twice as fast, and simpler than autocast.
@@ -17,9 +17,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SHARPNESS = 1.4         # of attention: queries and keys are normed, which bounds their products
-LONG = 64               # from so many tokens on sharpness grows with the logarithm of their number
-SPAN = 128                                  # positions of a long text that attend side by side
+SHARPNESS = 1.4         # of attention: a scale, as normed queries and keys have bounded products
+LONG = 64               # beyond so many tokens sharpness grows with the logarithm of their number
+SPAN = 128                                  # positions of a long text whose attention is computed together
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     vocab_size: int = 64
-    block_size: int = 8192              # longest sequence; rotary positions cost nothing until they are used
+    block_size: int = 8192                  # longest sequence; no weights depend on it
     n_gram: int = 3                     # tokens that are embedded together: this one and those just before it
     digit: int = 3                          # id of the token "0"; those of "1" to "9" follow
 
     @classmethod
     def from_depth(cls, depth):
-        """The one dial: layers, with heads of 32 and a width that grows along."""
+        """So many layers, with heads of 32 and a width of 32 (depth + 1)."""
         return cls(n_layer=depth, n_head=depth + 1, n_embd=32 * (depth + 1))
 
     @property
@@ -43,7 +43,7 @@ class GPTConfig:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Numbers, read whole
+# The embedding of numbers
 
 PERIODS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOG_PERIODS = (0.5, 1, 2, 4, 8, 16)
@@ -52,9 +52,8 @@ N_CIRCLES = len(PERIODS) + len(LOG_PERIODS)
 
 def number_circles(n):
     """
-    The numbers below n as points on circles: (n, 2 * N_CIRCLES). On a circle that closes every 10 numbers,
-    say, to add is to rotate, and the last digit stands out (FoNE, Zhou et al. 2025); on circles of the
-    logarithm, to multiply is.
+    The numbers below n as points on circles: (n, 2 * N_CIRCLES). On a circle of period 10, say, the angle is
+    the last digit, and to add is to rotate (FoNE, Zhou et al. 2025). On circles of log n, to multiply is.
     """
     number = torch.arange(n, dtype=torch.float64)[:, None]
     turns = number / torch.tensor(PERIODS)
@@ -63,21 +62,17 @@ def number_circles(n):
     return torch.cat((angle.cos(), angle.sin()), dim=1)
 
 
-def number_table(config):
+def number_table(n):
     """
-    A table over all sequences of n_gram tokens, of the number that the digits at their end make: at the ids
-    of "7", "6", "0" 760, of ">", "6", "0" 60, and 10 ** n_gram, which stands for no number, where the last
-    token is no digit. (V, ..., V), with as many dimensions as n_gram.
+    For each sequence of n digits, where 10 stands for any other token, the number that the digits at its end
+    make: for 7 6 0 it is 760, for 10 6 0 it is 60, and where the last is no digit 10 ** n, which stands for
+    no number. (11 ** n,), in the order of the sequences read in base 11.
     """
-    digit = torch.arange(config.vocab_size) - config.digit
-    is_digit = (digit >= 0) & (digit <= 9)
-    number = torch.where(is_digit, digit, 10 ** config.n_gram)
-    unbroken = is_digit                     # whether all tokens from here to the last are digits
-    for back in range(1, config.n_gram):    # an earlier token's dimension stands further left
-        column = (-1,) + (1,) * back
-        unbroken = is_digit.view(column) & unbroken
-        number = torch.where(unbroken, number + digit.view(column) * 10 ** back, number)
-    return number
+    digits = torch.cartesian_prod(*[torch.arange(11)] * n).view(-1, n)  # all sequences
+    is_digit = (digits < 10).long()
+    at_the_end = is_digit.flip(1).cumprod(1).flip(1)                    # 1 if only digits follow
+    number = (digits * at_the_end * 10 ** torch.arange(n - 1, -1, -1)).sum(1)
+    return number.where(is_digit[:, -1] > 0, 10 ** n)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -104,8 +99,8 @@ def rotary_table(config):
     (block_size, 2, 1, hs), the same for all heads, as `apply_rotary` wants them.
     """
     frequency = 1000.0 ** -torch.linspace(0, 1, config.head_size // 2, dtype=torch.float64)
-    # The slowest quarter stands still: there, what is far away is found by what it says, not where it stands
-    frequency[-config.head_size // 8:] = 0
+    # The slowest quarter is not turned: these dimensions match by content at any distance
+    frequency[3 * len(frequency) // 4:] = 0
     angle = torch.arange(config.block_size)[:, None] * frequency        # (block_size, hs / 2)
     cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
     return torch.stack((cos, sin), dim=1)[:, :, None].float()
@@ -113,10 +108,9 @@ def rotary_table(config):
 
 def sharpness_table(config):
     """
-    How much each position multiplies its queries, and so its attention scores: (block_size, 1, nh + 1, 1), a
-    factor for each head's queries, and a last one for the keys, 1. The more there is to attend to, the more
-    of it is beside the point: were scores equally sharp everywhere, what is looked for would drown in a long
-    text (Nakanishi 2025, Scalable-Softmax).
+    How much each position scales its queries, and so its attention scores: (block_size, 1, nh + 1, 1), a
+    factor for each head's queries, and a last one for the keys, 1. In a long text a softmax spreads over more
+    and more positions that do not matter; a scale of log n counters that (Nakanishi 2025, Scalable-Softmax).
     """
     n_seen = torch.arange(1, config.block_size + 1).clamp_min(LONG)
     of_queries = (SHARPNESS * n_seen.log() / math.log(LONG))[:, None].expand(-1, config.n_head)
@@ -133,8 +127,8 @@ def apply_rotary(x, cos, sin):
 
 class Attention(nn.Module):
     """
-    Multi-query attention (Shazeer 2019): all heads share one head of keys and values. The cache is smaller by
-    the number of heads, and the queries of all heads and positions are one matrix: one product a row.
+    Multi-query attention (Shazeer 2019): all heads share one head of keys and values. So the cache is n_head
+    times smaller, and the queries of all heads and positions are one matrix: one product for each row.
     """
 
     def __init__(self, config, layer):
@@ -152,12 +146,11 @@ class Attention(nn.Module):
         k, v = qk[:, :, -1], qkv[:, :, -1]                              # (B, T, hs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs)
-        is_whole_text = k.size(1) == T      # no column stands before the first of these positions
+        is_whole_text = k.size(1) == T      # nothing was cached before
         if T <= SPAN or not is_whole_text:
             y = attend(q, k, v, mask)
         else:
-            # A few positions at a time: those up to them are all they see, so half of the products are
-            # spared, and no matrix of all positions by all is held.
+            # A few positions at a time. Later ones are masked anyway: to skip them saves half of the work.
             n_head, y = q.size(1) // T, []
             for t in range(0, T, SPAN):
                 rows, seen = slice(t * n_head, (t + SPAN) * n_head), t + SPAN
@@ -197,8 +190,8 @@ class Block(nn.Module):
 
 class KVCache:
     """
-    Keys and values of B rows in T_all columns. Rows need not be equally long: what a token may look at is the
-    mask's business, and where it stands in its text that of its position, so a column may be left empty.
+    Keys and values of B rows in T_all columns. Rows need not be equally long: masks say what a token sees and
+    positions where it stands in its text, so a column may be left empty.
     """
 
     def __init__(self, model, B, T_all):
@@ -206,11 +199,11 @@ class KVCache:
         shape = config.n_layer, B, T_all, config.head_size
         self.k = torch.zeros(shape, dtype=model.compute_dtype or weight.dtype, device=weight.device)
         self.v = torch.zeros_like(self.k)
-        self.columns = None                 # (T,), set by the sampler: where the tokens that are read go
-        self.T = T_all                      # so many columns are looked at
+        self.columns = None                 # (T,), set by the sampler: those that are written next
+        self.T = T_all                      # attention looks at so many columns
 
     def look_at(self, T):
-        """Let attention look at the first T columns, which may be more than there are."""
+        """Let attention look at the first T columns; those that are missing are added."""
         self.T = T
         more = T - self.k.size(2)
         if more > 0:
@@ -218,8 +211,7 @@ class KVCache:
 
     def copy(self, other, rows, T):
         """
-        Take the first T columns of rows (n,) of another cache as the first n rows, and look at these. There
-        may be fewer columns here.
+        Take the first T columns of rows (n,) of another cache as the first n rows, and look at these.
         """
         self.look_at(T)
         n = len(rows)
@@ -228,8 +220,8 @@ class KVCache:
 
     def append(self, layer, k, v):
         """
-        Write k, v (B, T, hs) of a layer in their columns; returns those of all columns that are looked at,
-        (B, self.T, hs).
+        Write k, v (B, T, hs) of a layer to self.columns; returns all that attention looks at, (B, self.T,
+        hs).
         """
         keys, values = self.k[layer], self.v[layer]                     # (B, T_all, hs)
         keys.index_copy_(1, self.columns, k)
@@ -241,40 +233,44 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.compute_dtype = None           # of the activations; None: as the weights
-        # A table for each of n_gram tokens
+        self.compute_dtype = None           # of the activations; None: that of the weights
+        # Row V * place + id is that of a token at a place of its window, the last n_gram tokens
         self.wte = nn.Embedding(config.n_gram * config.vocab_size, config.n_embd)
-        circles = number_circles(10 ** config.n_gram)
-        # The last is for no number
-        self.register_buffer("circles", F.pad(circles, (0, 0, 0, 1)).float(), persistent=False)
-        self.register_buffer("numbers", number_table(config), persistent=False)
-        self.register_buffer("tables", torch.arange(config.n_gram) * config.vocab_size, persistent=False)
+        places = torch.arange(config.n_gram)
+        digits = torch.arange(config.vocab_size) - config.digit
+        digits = digits.where((digits >= 0) & (digits <= 9), 10)
+        in_base_11 = (11 ** places.flip(0)[:, None] * digits).flatten()
+        circles = F.pad(number_circles(10 ** config.n_gram), (0, 0, 0, 1))      # the last row: no number
+        circles = circles[number_table(config.n_gram)]
+        self.register_buffer("row_offsets", places * config.vocab_size, persistent=False)
+        self.register_buffer("in_base_11", in_base_11, persistent=False)
+        self.register_buffer("circles", circles.float(), persistent=False)
         self.number = Linear(circles.size(1), config.n_embd, scale=2 ** 0.5)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.lm_head = Linear(config.n_embd, config.vocab_size, scale=0.0)
         self.value_head = Linear(config.n_embd, 1, scale=0.0)
-        self.register_buffer("rotary", rotary_table(config), persistent=False)
-        self.register_buffer("sharpness", sharpness_table(config), persistent=False)
+        # Cosines and sines that are scaled scale the query
+        rotary = rotary_table(config) * sharpness_table(config)         # (block_size, 2, nh + 1, hs)
+        self.register_buffer("rotary", rotary, persistent=False)
 
     def embed(self, windows):
         """
-        What is embedded at a position is its token and the n_gram - 1 before it: windows (B, T, n_gram) ->
-        (B, T, C).
+        Each position embeds its token, the n_gram - 1 before it, and the number that they make: windows
+        (B, T, n_gram) -> (B, T, C).
         """
-        tokens = self.wte(windows + self.tables).sum(-2)
-        return tokens + self.number(self.circles[self.numbers[windows.unbind(-1)]])
+        rows = windows + self.row_offsets
+        digits = self.in_base_11[rows].sum(-1)                          # (B, T)
+        return self.wte(rows).sum(-2) + self.number(self.circles[digits])
 
     def run(self, windows, positions, mask, cache=None):
         """
         windows (B, T, n_gram) as for embed; positions (B or 1, T), where in its text each token stands; mask
         (B or 1, T * nh or 1, T_all), 0 where a token may look and -inf where not -> logits (B, T, V), values
-        (B, T), as float32 or whatever the weights of the embedding are in.
+        (B, T), in the dtype of the embedding's weights.
         """
         x = self.embed(windows)
         x = norm(x).to(self.compute_dtype or x.dtype)
-        # To scale the cosines and sines of a query is to scale the query
-        rotary = self.rotary[positions] * self.sharpness[positions]     # (B or 1, T, 2, nh + 1, hs)
-        cos, sin = rotary.to(x.dtype).unbind(2)
+        cos, sin = self.rotary[positions].to(x.dtype).unbind(2)         # each (B or 1, T, nh + 1, hs)
         for block in self.blocks:
             x = block(x, cos, sin, mask, cache)                         # (B, T, C)
         x = norm(x)
@@ -284,11 +280,11 @@ class GPT(nn.Module):
     def forward(self, idx, cache=None):
         """
         Token ids (B, T) -> logits (B, T, V), values (B, T). values are logits too: sigmoid(value) is the
-        return that is expected of what begins like this, P(it ends correct) where there is no price on
-        thinking. A cache, if there is one, is empty, and has these T columns; to go on from it, use `run`.
+        expected return of this prefix, which without --half-life is P(it ends correct). A cache, if given, is
+        empty and has these T columns; to go on from it, use `run`.
         """
         B, T = idx.shape
-        # Before the first token, 0
+        # Padded with 0 before the first token
         windows = F.pad(idx, (self.config.n_gram - 1, 0)).unfold(1, self.config.n_gram, 1)
         positions = torch.arange(T, device=idx.device)
         dtype = self.compute_dtype or self.wte.weight.dtype

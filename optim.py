@@ -59,14 +59,14 @@ def make_optimizers(model, lr, kind="muon"):
     "adamw": AdamW for all. Muon moves a matrix as far in directions that are noise as in those that are not,
     and learns fastest where the gradient is sure; in RL, where most of it is noise, AdamW is as good.
     """
-    def adamw(modules):
-        weights = [weight for module in modules for weight in module.parameters()]
+    def adamw(weights):
         return torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
     if kind == "adamw":
-        return [adamw([model])]
-    muon = Muon(list(model.blocks.parameters()), lr, dtype=model.compute_dtype or torch.float32)
-    return [muon, adamw([model.wte, model.number, model.lm_head, model.value_head])]
+        return [adamw(model.parameters())]
+    muon = Muon(model.blocks.parameters(), lr, dtype=model.compute_dtype or torch.float32)
+    others = [weight for name, weight in model.named_parameters() if not name.startswith("blocks.")]
+    return [muon, adamw(others)]
 
 
 def optimizer_step(model, optimizers, lr, max_norm=1.0):

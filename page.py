@@ -26,8 +26,7 @@ def check_name(path):
 
 def save_page(path, text):
     """Write a page, whole or not at all. OSError if that cannot be."""
-    with write_whole(path) as file:
-        file.write(text.encode())
+    write_whole(path, text.encode())
     print(f"wrote {path}")
 
 

@@ -12,6 +12,7 @@ allowed: a line for each method, dotted what one stream did before RL, broken an
 shaded, 95 % intervals (of several runs, the mean of theirs). Without a search.csv there is only the left one.
 """
 import csv
+import io
 import os
 from collections import defaultdict
 
@@ -150,8 +151,9 @@ def draw_search(axis, folders):
 # The script
 
 def save_figure(figure, path):
-    with write_whole(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_whole(path, buffer.getvalue())
     print(f"wrote {path}")
 
 

@@ -18,17 +18,18 @@ from common import choose_device
 
 def join_processes(args):
     """Note in args which process this is, and of how many."""
-    if dist.is_torchelastic_launched() and not dist.is_initialized():
-        if choose_device(args.device).type == "cuda":
-            if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-                raise ValueError("more processes than CUDA devices: use fewer, or --device cpu")
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Before there is a group: functions in there take it as a default argument when they are imported, as
-        # optimizers do some time, and would keep it for ever, with threads that may abort Python at its end.
-        from torch.distributed.nn import functional  # noqa: F401
-        dist.init_process_group(timeout=timedelta(hours=3))             # measuring takes its time
-        atexit.register(dist.destroy_process_group)
-    args.rank, args.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if not dist.is_torchelastic_launched():
+        return
+    if choose_device(args.device).type == "cuda":
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ValueError("more processes than CUDA devices: use fewer, or --device cpu")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Before there is a group: functions in there take it as a default argument when they are imported, as
+    # optimizers do some time, and would keep it for ever, with threads that may abort Python at its end.
+    from torch.distributed.nn import functional  # noqa: F401
+    dist.init_process_group(timeout=timedelta(hours=3))                 # measuring takes its time
+    atexit.register(dist.destroy_process_group)
+    args.rank, args.processes = dist.get_rank(), dist.get_world_size()
 
 
 def share_of(n, args, flag):
@@ -57,6 +58,11 @@ def mean_over_processes(numbers):
         dist.all_reduce(tensor)
     tensor /= dist.get_world_size()
     return tensor if tensor is numbers else tensor.tolist()
+
+
+def wait_for_all():
+    """Let no process go on before all of them are here."""
+    mean_over_processes([0.0])
 
 
 def mean_count(n):

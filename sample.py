@@ -1,26 +1,23 @@
 """
-Batched sampling with a key-value cache. No task is known here: token ids go in, token ids come out.
+Batched sampling with a key-value cache, independent of the task: token ids go in, token ids come out.
 
-A prompt is read once, however many samples it gets. Then all rows advance together, a token a step. Prompts
-need not be equally long and share one cache all the same. All but their last tokens stand in its first
-columns, left-aligned; the last token of each prompt, and what is sampled after it, follow from the same
-column on:
+A prompt is read once, however many samples it gets. Then all rows advance together, one token per step.
+Prompts of different length share one cache. All but their last tokens stand in its first columns,
+left-aligned; the last token of each prompt, and what is sampled after it, follow from the same column on:
 
     column     0 1 2 3 4 5 6 7     8  9 10 11
     row 0      9 8 _ 1 1 > 8 7    nl  9  8  -  ...        98 11>87, newline
     row 1      5 _ 5 > 1 0 . .    nl  5  +  5  ...        5 5>10, newline
 
-With P tokens in the longest prompt (9 here), the first step reads column P - 1. What is sampled after a
-column was read is noted in that column of `tokens`, `logprobs` and `values`, though the cache will have the
-token in the next one: so the first new token is tokens[:, P - 1]. The columns that a short prompt leaves
-empty (.) are masked, and a token's position in its text is kept apart from its column. So greedy decoding of
-a row does not depend on its neighbours, but for rounding. The sampled stop token belongs to the sample: it
-has a log-prob, it is inside the mask, so that stopping can be learnt.
+With P tokens in the longest prompt (9 here), the first step reads column P - 1 and samples the tokens of
+column P. The columns that a short prompt leaves empty (.) are masked, and a token's position in its text is
+kept apart from its column. So greedy decoding of a row does not depend on the other rows, up to rounding. The
+sampled stop token belongs to the sample: it has a log-prob and is inside the mask, so that stopping can be
+learnt.
 
-A step (`Decoder.step`) touches buffers that stay where they are, and nothing else. On a CPU it is called as
-it is. On a GPU a model this small waits for kernels to be launched, so there the step is captured in a CUDA
-graph and launched as one. Now and then the rows that have ended are left behind, and the others move to a
-smaller decoder.
+A step (`Decoder.step`) uses only buffers that were allocated before. On a CPU it is called directly. On a GPU
+a model this small is limited by kernel launches, so there the step is captured in a CUDA graph and launched
+as one. From time to time the unfinished rows move to a smaller decoder.
 """
 import copy
 import weakref
@@ -32,7 +29,7 @@ import torch
 from model import KVCache, Linear
 
 LOOK_EVERY = 8                              # steps between looks at how many rows are still alive
-PATIENCE = {"cpu": 0.75, "cuda": 0.5}       # with no larger share alive, rows move to a smaller decoder
+PATIENCE = {"cpu": 0.75, "cuda": 0.5}       # if at most this share is alive, it moves to a smaller decoder
 FEW_ROWS = 96                               # below it, a CPU computes in float32
 BLOCK = {"cpu": 16, "cuda": 64}             # attention looks at a multiple of so many columns
 
@@ -42,11 +39,11 @@ class Samples:
     tokens: torch.Tensor                    # (B, T_new), 0 after the stop token
     mask: torch.Tensor                      # (B, T_new), true up to and including the stop token
     logprobs: torch.Tensor              # (B, T_new), of each token at the sampling temperature (greedy: at 1)
-    values: torch.Tensor                    # (B, T_new), of what stood before each token
+    values: torch.Tensor                    # (B, T_new), before each token
     end_values: torch.Tensor = None         # (B,), of the whole row, its last token included; with read_last
     top_tokens: torch.Tensor = None         # (B, T_new, n_top), the likeliest tokens in each place
-    top_logprobs: torch.Tensor = None       # (B, T_new, n_top), theirs, at temperature 1
-    cache: KVCache = None                   # of all that was read; with read_last
+    top_logprobs: torch.Tensor = None       # (B, T_new, n_top), their log-probs, at temperature 1
+    cache: KVCache = None                   # at the end; with read_last
     start: int = 0                      # the column of that cache where the last token of each prompt stands
 
     def completions(self):
@@ -73,7 +70,7 @@ def sample_token(logits, temperature, generator=None):
     scores = logprobs
     if temperature > 0:
         u = torch.rand(logprobs.shape, generator=generator, dtype=logprobs.dtype, device=logprobs.device)
-        scores = logprobs - u.log_().neg_().log_()      # u = 0 gives -inf, which cannot win; 1 does not come
+        scores = logprobs - u.log_().neg_().log_()      # u = 0 gives -inf, never chosen; rand is below 1
     tokens = scores.argmax(-1)                                          # (B,)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
@@ -89,18 +86,18 @@ class Decoder:
         def zeros(*shape, dtype=torch.long):
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        # On CUDA all columns are there from the start, as addresses must stay. On a CPU, whose matrix product
-        # would copy a part of them to work on it, they are added as they are needed.
+        # CUDA graphs need fixed addresses, so there all columns are allocated now. On a CPU, whose matrix
+        # product would copy a slice of them, they are added as they are needed.
         self.cache = KVCache(model, B, T_all if device.type == "cuda" else 0)
-        self.cache.columns = zeros(1)       # where the token that is read now goes
+        self.cache.columns = zeros(1)       # the column that is written and read in this step
         self.rows = SimpleNamespace(
             index=zeros(B),                                             # which row of the samples this is
             window=zeros(B, 1, n_gram),                     # the last tokens; the last one is not read yet
             position=zeros(B, 1),                                   # where in its text the last token stands
             seen=zeros(B, 1, T_all, dtype=self.cache.k.dtype),          # 0 where it may look, else -inf
-            length=zeros(B), limit=zeros(B),                            # tokens sampled so far; at most
-            alive=zeros(B, dtype=torch.bool),                           # whether more will come
-            tokens=zeros(B, T_all),                         # in each column what was sampled behind it
+            length=zeros(B), limit=zeros(B),                            # tokens sampled; at most so many
+            alive=zeros(B, dtype=torch.bool),                           # not finished
+            tokens=zeros(B, T_all),                         # the sampled ones; 0 for those of prompts
             logprobs=zeros(B, T_all, dtype=weight.dtype),
             values=zeros(B, T_all, dtype=weight.dtype),
             top_logprobs=zeros(B, T_all, n_top, dtype=weight.dtype),
@@ -108,20 +105,21 @@ class Decoder:
         self.stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.long, device=device)
         self.generator = torch.Generator(device)
         self.n = 0                          # rows in use; those behind them are dead
-        self.column = 0                     # the same as cache.columns, known without asking the device
+        self.column = 0                     # the same as cache.columns, on the host
         self.block = BLOCK[device.type]
-        self.graphs = {}                    # of a step, by the columns it looks at
+        self.graphs = {}                    # captured steps, by the number of columns they look at
         if device.type == "cuda":
             for T in range(self.block, T_all + 1, self.block):
                 self.graphs[T] = self.capture(T)
 
     def step(self):
-        """Read the last token of every row, and sample the next."""
+        """Read the last token of every row, in column c, and sample the one of column c + 1."""
         rows, column = self.rows, self.cache.columns
         rows.seen.index_fill_(2, column, 0)                             # every token sees itself
         seen = rows.seen[:, :, :self.cache.T]
         logits, values = self.model.run(rows.window, rows.position, seen, self.cache)
         logits = logits[:, 0]               # (B, V)
+        column += 1                         # in place, so the cache's as well
         if self.n_top:
             top = logits.log_softmax(-1).topk(self.n_top)
             rows.top_logprobs.index_copy_(1, column, top.values[:, None])
@@ -133,19 +131,18 @@ class Decoder:
         rows.window.copy_(torch.cat((rows.window[:, :, 1:], tokens[:, None, None]), dim=2))
         rows.position += 1
         rows.length += rows.alive
-        # Here a row ends. What it writes from now on is not counted in its length, and masked in the end.
+        # Here a row ends. It goes on computing, but its length stays, and `collect` masks what follows.
         rows.alive &= (rows.length < rows.limit) & (tokens[:, None] != self.stop_tokens).all(1)
-        column += 1                         # in place: it is the cache's, too
 
     def advance(self):
         """One step, over no more columns than it needs."""
         T = -(-(self.column + 1) // self.block) * self.block
         self.cache.look_at(T)
-        self.graphs.get(T, self.step)()     # the step as it was captured; on a CPU it never is
+        self.graphs.get(T, self.step)()     # the captured step; on a CPU the plain one
         self.column += 1
 
     def begin(self, cache, prompts, prompt_of, limit, seed):
-        """Row i goes on from prompts[prompt_of[i]]; the cache has all of them but their last tokens."""
+        """Row i goes on from prompts[prompt_of[i]]; the cache holds each prompt without its last token."""
         rows, device = self.rows, self.cache.k.device
         start, n_gram = max(map(len, prompts)) - 1, rows.window.size(2)
         prompt_of = torch.tensor(prompt_of, device=device)                    # (n,)
@@ -177,7 +174,7 @@ class Decoder:
         return self
 
     def restart(self, column, seed):
-        """Forget all rows."""
+        """Zero all buffers."""
         for buffer in vars(self.rows).values():
             buffer.zero_()
         self.column = column
@@ -229,7 +226,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
              n_top=0, read_last=False, cache=None, watch=None):
     """
     n_samples continuations of each prompt (a list of token ids): Samples of B = len(prompts) * n_samples
-    rows, those of a prompt side by side. ValueError if a prompt is empty or too long for the model.
+    rows, those of a prompt one after the other. ValueError if a prompt is empty or too long for the model.
 
     max_new_tokens      T_new is no more; a number for all rows, or a list with one (at least 1) for each
     generator           a torch.Generator of the CPU, whatever the device
@@ -248,7 +245,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
         raise ValueError(f"{P} + {n_steps} tokens are more than the model's block_size, "
                          f"{model.config.block_size}")
     model = for_inference(model, B)
-    # One number is drawn from the caller's generator, however often rows move to a smaller decoder
+    # Always one number from the caller's generator, however often rows move to a smaller decoder
     seeds = torch.Generator().manual_seed(draw_seed(generator))
     prompt_of = [i for i in range(len(prompts)) for _ in range(n_samples)]
     if cache is None:
@@ -263,8 +260,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
     for t in range(n_steps):
         decoder.advance()
         if watch and decoder.rows.index[0] == 0 and decoder.rows.length[0] == t + 1:        # still alive
-            column = decoder.column - 1
-            watch(int(decoder.rows.tokens[0, column]), decoder.rows.values[0, column].sigmoid().item())
+            token, value = decoder.rows.tokens[0, decoder.column], decoder.rows.values[0, decoder.column]
+            watch(int(token), value.sigmoid().item())
         if (t + 1) % LOOK_EVERY:
             continue
         alive = decoder.rows.alive[:decoder.n].nonzero()[:, 0]
@@ -275,7 +272,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
         if len(alive) <= PATIENCE[alive.device.type] * decoder.n and not read_last:
             all_rows = leave_behind(decoder, all_rows)
             decoder = make_decoder(model, len(alive), *settings).take(decoder, alive, draw_seed(seeds))
-    return collect(leave_behind(decoder, all_rows), P - 1, n_top, decoder.cache if read_last else None)
+    return collect(leave_behind(decoder, all_rows), P, n_top, decoder.cache if read_last else None)
 
 
 def draw_seed(generator):
@@ -283,7 +280,7 @@ def draw_seed(generator):
 
 
 def leave_behind(decoder, all_rows):
-    """Write a decoder's rows to their places among those of all samples; the first call begins these."""
+    """Write a decoder's rows to their places among the rows of all samples, which the first call creates."""
     rows = {name: buffer[:decoder.n] for name, buffer in vars(decoder.rows).items()}
     if all_rows is None:
         return SimpleNamespace(**{name: buffer.clone() for name, buffer in rows.items()})
@@ -301,7 +298,7 @@ def collect(rows, start, n_top, cache):
         column = column[:, start:start + T_new]
         return column * mask.view(*mask.shape, *[1] * (column.dim() - 2))
 
-    samples = Samples(new(rows.tokens), mask, new(rows.logprobs), new(rows.values), start=start)
+    samples = Samples(new(rows.tokens), mask, new(rows.logprobs), new(rows.values), start=start - 1)
     if n_top:
         samples.top_logprobs, samples.top_tokens = new(rows.top_logprobs), new(rows.top_tokens)
     if cache is not None:
@@ -314,7 +311,7 @@ def collect(rows, start, n_top, cache):
 # For speed: may be skipped on a first reading
 
 def make_decoder(model, B, T_all, *settings):
-    """A decoder for at least B rows and T_all columns; on CUDA of round sizes, kept with what it captured."""
+    """A decoder for at least B rows and T_all columns; on CUDA sizes are rounded up and decoders are kept."""
     device = model.wte.weight.device.type
     T_all = -(-T_all // BLOCK[device]) * BLOCK[device]
     if device == "cpu":
@@ -326,14 +323,14 @@ def make_decoder(model, B, T_all, *settings):
     return model.decoders[key]
 
 
-COPIES = weakref.WeakKeyDictionary()        # model: its copies for inference, by what they were made for
+COPIES = weakref.WeakKeyDictionary()        # model: its copies for inference, by dtype and device
 
 
 @torch.no_grad()
 def for_inference(model, B):
     """
     A copy of the model with its matrices in the dtype it computes in, cast once and not at every step. For a
-    few rows on a CPU that is float32, as bfloat16 products are slow to start.
+    few rows on a CPU that is float32, as a bfloat16 product has a larger overhead.
     """
     few = B < FEW_ROWS and model.wte.weight.device.type == "cpu"
     dtype = None if few else model.compute_dtype
@@ -346,5 +343,5 @@ def for_inference(model, B):
             if isinstance(module, Linear):
                 module.to(dtype)
     for new, old in zip(copies[key].parameters(), model.parameters()):
-        new.copy_(old)                      # each time, as the model may have learnt since
+        new.copy_(old)                      # each time, as the weights may have changed
     return copies[key]

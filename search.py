@@ -50,7 +50,7 @@ from model import flops_per_token
 from processes import join_processes, shared
 from streams import SEEN_TARGETS
 from traces import traces_of, write_traces
-from tree import beam, depth_one, mcts
+from tree import beam, mcts
 from verify import TASKS, encode, held_out_problems, make_problems, parse_problem, tidy, verify
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
@@ -79,6 +79,7 @@ class Method:
 
 
 BOTH = SOLUTIONS, STREAMS
+without_model = partial(Method, verifies=True, needs_model=False, models=BOTH)
 METHODS = {
     "greedy": Method(one_sample, single=True, temperature=0.0),
     "single sample": Method(one_sample, single=True),
@@ -91,18 +92,17 @@ METHODS = {
     "best-of-n (verifier)": Method(partial(until_content, scorer="verifier"), verifies=True, models=BOTH),
     "best-of-n (verifier, best T)": Method(partial(until_content, scorer="verifier"), verifies=True,
                                            best_temperature=True),
-    "depth-1 (value)": Method(partial(depth_one, scorer="value")),
+    # Four candidates for each step, the best goes on, and there is no way back
+    "depth-1 (value)": Method(partial(beam, scorer="value", width=1, n_candidates=4)),
     "beam (value)": Method(partial(beam, scorer="value")),
     "beam (verifier)": Method(partial(beam, scorer="verifier"), verifies=True),
     "mcts (value)": Method(partial(mcts, scorer="value")),
     "mcts (verifier)": Method(partial(mcts, scorer="verifier"), verifies=True),
     "mcts (rollouts)": Method(partial(mcts, scorer="rollouts"), verifies=True),
-    "random steps": Method(random_paths, verifies=True, needs_model=False, models=BOTH),
-    "enumeration": Method(depth_first, verifies=True, needs_model=False, models=BOTH),
-    "heuristic": Method(partial(depth_first, order=by_heuristic), verifies=True, needs_model=False,
-                        models=BOTH),
-    "one step ahead": Method(partial(depth_first, order=looking_ahead), verifies=True, needs_model=False,
-                             models=BOTH),
+    "random steps": without_model(random_paths),
+    "enumeration": without_model(depth_first),
+    "heuristic": without_model(partial(depth_first, order=by_heuristic)),
+    "one step ahead": without_model(partial(depth_first, order=looking_ahead)),
 }
 BATCH = 1000                                # problems searched side by side
 

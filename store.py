@@ -4,6 +4,7 @@ Where a search keeps what the model has read, so that it never reads the same te
 import torch
 
 from model import KVCache
+from sample import pad
 
 
 class Store:
@@ -36,9 +37,7 @@ class Store:
 
     def load(self, model, slots):
         """The cache of texts whose tokens have these slots, a list for each row."""
-        T = max(map(len, slots))
-        cache = KVCache(model, len(slots), T)
-        padded = [row + [0] * (T - len(row)) for row in slots]
-        padded = torch.tensor(padded, dtype=torch.long, device=self.k.device)           # (B, T)
+        padded, _ = pad(slots, self.k.device)                           # (B, T)
+        cache = KVCache(model, *padded.shape)
         cache.k[:], cache.v[:] = self.k[:, padded], self.v[:, padded]   # (n_layer, B, T, hs)
         return cache

@@ -1,17 +1,17 @@
 """
-What all tasks share: a problem, the numbers allowed, and the methods behind which a task hides.
+What all tasks share: a problem, the numbers allowed, and the methods that every task implements.
 
 A task is one file (countdown.py, expression.py): a subclass of `Task`, imported by verify.py and entered in
-the table there. Nothing else names a task, but streams.py, whose targets are countdown's. A problem is a
-prompt; its solution is a text of lines, each of which is one step. What a step leaves is a state, whose form
-is the task's own business. To add a task, set the attributes and fill in the methods that raise here (slip
+the table there. Only streams.py is specific to one task, too: it takes its targets from countdown. A problem
+is a prompt; its solution is a text of lines, each of which is one step. After each step there is a state,
+whose type each task chooses. To add a task, set the attributes and fill in the methods that raise here (slip
 only where `enumerable`); the others have defaults that fit most tasks.
 """
 import re
 from dataclasses import dataclass
 
 MAX_VALUE = 999_999_999
-NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")       # [0-9], never \d: that one takes digits of every script
+NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")       # [0-9]: \d matches the digits of all scripts
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Task:
     unit = ""                               # what a level counts, in the plural
     levels = range(0)
     default_level = 0
-    rules = ""                              # for whoever sees a page of it for the first time
+    rules = ""                              # an explanation for the HTML page
     example = ""                            # of a prompt
     checkable = False                   # whether a finished solution can be checked without a hidden answer
-    # Whether all steps from a state can be listed (legal_steps), and level - 1 of them make a completion.
+    # Whether legal_steps lists all steps from a state, and a completion has level - 1 of them
     enumerable = False
 
     # The language
 
     def looks_like_prompt(self, text):
-        """Whether a text, without its newline, is meant as a prompt of this task."""
+        """Whether a text, without its newline, looks like a prompt of this task."""
         raise NotImplementedError
 
     def parse(self, text):
@@ -56,11 +56,11 @@ class Task:
         raise NotImplementedError
 
     def restate(self, problem, state):
-        """A state as a prompt without its newline: `wait` and this goes back to it. None: there is no way."""
+        """A state as a prompt without its newline: `wait` and this text go back to it. None: impossible."""
         return None
 
     def in_order(self, state):
-        """The same state, in an order that does not depend on how one came to it."""
+        """The same state in a canonical order."""
         return state
 
     def is_restated_by(self, problem, state, text):
@@ -84,7 +84,7 @@ class Task:
         """One worked solution, drawn by rng where there are several, else the first; None if none is."""
         raise NotImplementedError
 
-    # Problems, and room for what is written
+    # Problems, and the lengths of completions
 
     def draw(self, level, n, rng, accept, progress, targets=None):
         """
@@ -95,25 +95,25 @@ class Task:
         raise NotImplementedError
 
     def is_drawn(self, problem):
-        """Whether a problem could be one that draw makes, so that a model may have learnt its kind."""
+        """Whether draw could make this problem, so that it resembles training problems."""
         return True
 
     def split_key(self, problem):
         """
-        The same text for problems that are one problem in disguise: what decides between train and test.
+        The same text for equivalent problems. Its hash decides between train, validation and test.
         """
         return problem.prompt
 
     def max_tokens(self, level):
-        """Room for one worked solution and <|eos|>."""
+        """The longest worked solution, in tokens, with <|eos|>."""
         raise NotImplementedError
 
     def stream_tokens(self, level):
-        """Room for a stream, which tries one way after the other; 0 where there are none."""
+        """The longest stream, in tokens; 0 where there are no streams."""
         return 0
 
     def answer(self, completion):
-        """What a vote counts: the last line."""
+        """What majority voting compares: the last line."""
         return completion.splitlines()[-1] if completion else ""
 
     # Listing all steps: for the teachers, and for searches without a model
@@ -124,40 +124,40 @@ class Task:
 
     def heuristic(self, problem, state):
         """
-        How far a state seems to be from the target: depth-first search tries low ones first. Only where
-        `enumerable`.
+        How far a state seems to be from the target: depth-first search tries states with low values first.
+        Only where `enumerable`.
         """
         return 0.0
 
-    # For the teachers, solutions.py and streams.py: on a first reading, come back when they are met there
+    # For the teachers, solutions.py and streams.py: skip this now, and read it with them
 
     def hard_part(self, solution):
         """The beginning of a worked solution that is hard to learn; all of it if no part stands out."""
         return solution
 
     def chosen_part(self, line):
-        """The beginning of a step that the writer chooses; the rest follows from it."""
+        """The beginning of a step that is chosen; the rest is determined by it."""
         return line
 
     def near_misses(self, problem, state):
-        """Of the legal_steps those that come near to what would help."""
+        """Legal steps whose result is close to one that would lead to the target."""
         return []
 
     def slip(self, problem, state, rng):
-        """A line that looks like a step and is wrong, as a writer might err. Only where `enumerable`."""
+        """A line that looks like a step and has a typical mistake. Only where `enumerable`."""
         raise NotImplementedError
 
     def wishful_steps(self, problem, state):
         """
-        Wrong steps of the kind that `check` finds out, with a result from which the target could be reached:
-        (line, state after it) each.
+        Wrong steps that `check` would detect, with a result from which the target could be reached: (line,
+        state after it) each.
         """
         return []
 
     def check(self, line):
         """
-        A step's result seen in another way, a line such as `?6*7=42` for `42/7=6`, and whether it agrees;
-        ("", True) if the step needs no check.
+        A check of a step by the inverse operation, a line such as `?6*7=42` for `42/7=6`, and whether it
+        agrees; ("", True) if the step needs none.
         """
         return "", True
 

@@ -56,9 +56,7 @@ def traces_of(problems, results, row):
 
 
 def write_traces(path, traces):
-    with write_whole(path) as file:
-        for trace in traces:
-            file.write(json.dumps(trace).encode() + b"\n")
+    write_whole(path, "".join(json.dumps(trace) + "\n" for trace in traces).encode())
 
 
 def read_traces(path, longest=None, task=None, level=None):

@@ -7,14 +7,14 @@ Reinforcement learning against the exact verifier: REINFORCE, PPO, or the filter
 A step: (1) sample several completions for each of a batch of fresh problems; (2) reward 1 for a completion
 that ends and that the verifier accepts, else 0; (3) drop the problems that give no signal; (4) turn rewards
 into an advantage for each token; (5) one or more optimizer steps on the policy loss, plus the value head's,
-plus --sft-coef times that of imitating the teacher on the same problems.
+plus --sft-coef times the loss of imitating the teacher on the same problems.
 
 Advantages and losses stand in algorithms.py.
 
-Streams have a price: a reward that comes --half-life tokens later is worth half, so that the model learns to
-get there soon. RL alone sharpens: a single sample gets better, but what the policy found only now and then it
-forgets (of models of worked solutions, pass@16 falls). To go on imitating the teacher as well slows that down
-(the PPO-ptx of Ouyang et al. 2022); --sft-coef 0 learns from the verifier alone.
+For streams the reward is discounted: --half-life tokens later it is worth half, so that the model learns to
+be quick. RL alone sharpens: single samples get better, but solutions that the policy found only now and then
+are forgotten (of models of worked solutions, pass@16 falls). The imitation loss slows that down (the PPO-ptx
+of Ouyang et al. 2022); --sft-coef 0 learns from the verifier alone.
 """
 import math
 import os
@@ -86,13 +86,13 @@ def make_parser():
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Rollouts. A batch is a dict of tensors: what the samples are (B, T), and what was learnt about them.
+# Rollouts. A batch is a dict of tensors: the samples (B, T), and their rewards.
 
 def rollout(model, args, step, seconds):
     """
-    Fresh problems, --samples completions of each, and their verdicts: what pack makes of them, with columns
-    old_logprobs and old_values (B, T) as the sampler saw them, and rewards (B,). And the teacher's
-    completions of the same problems, to imitate as well.
+    Fresh problems, --samples completions of each, and their verdicts: a batch as pack makes it, with
+    old_logprobs and old_values (B, T) of the sampler, and rewards (B,). And the teacher's completions of the
+    same problems, a batch to imitate.
     """
     device = model.wte.weight.device
     rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
@@ -128,9 +128,9 @@ def pack_samples(prompts, samples, completions, n_samples, device):
 
 def mark_attempts(batch, problems, completions, finished, streams):
     """
-    Add "begins" (B, T), which tokens begin an attempt: the first, and each behind a return to the problem;
-    and "was_cut_off" (B,), which streams --max-tokens ended, and no fault of their own: they would have gone
-    on. For `discounted_returns`.
+    Add "begins" (B, T), which tokens begin an attempt: the first, and each after a return to the problem; and
+    "was_cut_off" (B,), which streams reached --max-tokens without a fault, so that they would have gone on.
+    For `discounted_returns`.
     """
     begins, was_cut_off = [], []
     for problem, ids, ended in zip(problems, completions, finished):
@@ -153,7 +153,7 @@ def demonstrations(problems, solutions, rng, device, args):
 
 
 def longest(args, step):
-    """The longest completion of a step: streams grow, from a quarter of --max-tokens to all of it."""
+    """The longest completion of a step; for streams it grows from a quarter of --max-tokens to all of it."""
     share = min(1.0, 0.25 + 1.5 * step / args.steps) if args.streams else 1.0
     return max(1, round(share * args.max_tokens))
 
@@ -187,8 +187,8 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     All optimizer steps on one batch of rollouts; returns the metrics of the last one. Adds columns to batch.
     """
     algorithm = ALGORITHMS[args.algo]
-    old_values = batch["old_values"]        # what the policy that sampled thought: for explained_variance
-    if algorithm.uses_ratio:                # the sampler rounds otherwise: so the ratio starts at exactly 1
+    old_values = batch["old_values"]        # when they were sampled: for explained_variance
+    if algorithm.uses_ratio:                # the sampler rounds differently; so the ratio starts at exactly 1
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     batch["returns"] = discounted_returns(batch, args)
     batch["advantages"] = algorithm.advantages(batch, args) * batch["mask"]
@@ -198,23 +198,32 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
         order = torch.randperm(len(batch["idx"]), generator=generator)
         for rows in order.to(batch["idx"].device).tensor_split(args.minibatches):
             minibatch = take(batch, rows)
-            # The sum over tokens is divided by the number of tokens in all completions together (as in DAPO):
-            # each token weighs the same. Were it divided by the length of each completion, a long wrong one
-            # would be penalised less per token, and wrong answers would grow (Dr. GRPO).
             n_tokens = mean_count(minibatch["mask"].sum().item())
             if not n_tokens:                # fewer rows than minibatches
                 continue
-            metrics = dict.fromkeys(MEASURED, 0.0)                          # of this one
-            for _, part in by_length(minibatch):                            # does not change the result
-                loss, measured = losses(model, part, args)
-                (loss * part["mask"]).sum().div(n_tokens).backward()
-                for key, x in measured.items():
-                    metrics[key] += ((x * part["mask"]).sum() / n_tokens).item()
+            metrics = gradient(model, minibatch, n_tokens, args)
             if args.sft_coef:
                 imitate_teacher(model, demos, args.sft_coef)
             average_gradients(model)
             grad_norm = optimizer_step(model, optimizers, lr)
     return {**metrics, "grad_norm": grad_norm, "explained_variance": explained_variance(batch, old_values)}
+
+
+def gradient(model, batch, n_tokens, args):
+    """
+    Add the gradient of the losses, and return what was measured, both means over the tokens.
+
+    The sum over tokens is divided by the number of tokens in all completions together (as in DAPO): each
+    token weighs the same. Were it divided by the length of each completion, a long wrong one would be
+    penalised less per token, and wrong answers would grow (Dr. GRPO).
+    """
+    metrics = dict.fromkeys(MEASURED, 0.0)
+    for _, part in by_length(batch):
+        loss, measured = losses(model, part, args)
+        (loss * part["mask"]).sum().div(n_tokens).backward()
+        for key, x in measured.items():
+            metrics[key] += ((x * part["mask"]).sum() / n_tokens).item()
+    return metrics
 
 
 def losses(model, batch, args):
@@ -231,9 +240,7 @@ def losses(model, batch, args):
 
 
 def imitate_teacher(model, demos, coef):
-    """
-    To imitate is a policy gradient too: a sample that did not come from the policy, its advantage a constant.
-    """
+    """Add the gradient of coef times the mean imitation loss."""
     n = mean_count(n_learnt(demos))
     for _, part in by_length(demos):
         logits, _ = model(part["idx"])
@@ -254,8 +261,7 @@ def explained_variance(batch, values):
 
 def train(args, run):
     """
-    Do all steps of a run; run.steps() logs and saves between them. Returns the seconds they took, by what
-    took them.
+    Do all steps of a run; run.steps() logs and saves between them. Returns the seconds that each part took.
     """
     seconds = Counter()
     for step in run.steps():
@@ -283,31 +289,31 @@ def train(args, run):
 
 
 def count_tokens(run, args, batch, kept, demos, learnt):
-    """What a step cost: prompts are read once for all their samples."""
+    """What a step cost. Each prompt is read once for all its samples."""
     prompt_lengths = batch["mask"].int().argmax(1) + 1                  # (B,)
     n_read = prompt_lengths[::args.samples].sum().item()
     n_new, n_kept = batch["mask"].sum().item(), (kept["idx"] != PAD).sum().item()
     n_demo = (demos["idx"] != PAD).sum().item() if args.sft_coef and learnt else 0
-    n_old = n_kept if ALGORITHMS[args.algo].uses_ratio else 0           # the old policy's log-probs
-    n_learnt = args.epochs * (n_kept + args.minibatches * n_demo)
-    lengths = (batch["idx"] != PAD).sum(1).float()                      # a long text has long contexts
-    context = (lengths.square().sum() / lengths.sum() / 2).item()
-    run.count(n_new + n_demo, n_read + n_new + n_old, n_learnt, context)
+    n_old = n_kept if ALGORITHMS[args.algo].uses_ratio else 0           # one more forward pass
+    n_trained = args.epochs * (n_kept + args.minibatches * n_demo)
+    lengths = (batch["idx"] != PAD).sum(1).float()
+    context = (lengths.square().sum() / lengths.sum() / 2).item()       # the mean over all tokens
+    run.count(n_new + n_demo, n_read + n_new + n_old, n_trained, context)
 
 
 def begin(args):
     """
-    The model to train, and the checkpoint it starts from or that of the stopped run. ValueError if the flags
-    do not fit.
+    The model to train and its checkpoint: that of --init, or of the stopped run. ValueError if the flags do
+    not fit.
     """
-    device, parent, stopped = choose_device(args.device), None, None
+    device = choose_device(args.device)
     join_processes(args)
     if args.resume:
-        model, stopped = load_stopped("rl", args, device)
+        model, checkpoint = load_stopped("rl", args, device)
     else:
         source = args.init or os.path.join(args.out, "sft.pt")
-        model, parent = load_checkpoint(source, device, needs=("flags", "tokens", "flops"))
-    choose_task(args, parent and parent["flags"])           # and args.streams: what its model writes
+        model, checkpoint = load_checkpoint(source, device, needs=("flags", "tokens", "flops"))
+    choose_task(args, checkpoint["flags"])                  # and args.streams
     if args.samples < 2:
         raise ValueError("--samples must be at least 2: a problem's samples are compared with each other")
     for name, default in (STREAM_DEFAULTS if args.streams else DEFAULTS).items():
@@ -316,7 +322,7 @@ def begin(args):
     share_of(args.prompts, args, "--prompts")                           # or say why not
     passes = ALGORITHMS[args.algo].passes
     args.epochs, args.minibatches = args.epochs or passes, args.minibatches or passes
-    return model, parent, stopped
+    return model, checkpoint
 
 
 def main(parser=None):

@@ -1,16 +1,17 @@
 """
 Supervised fine-tuning from an empty model: imitate streams, which try, go back and try again; or worked
-solutions, and learn to judge one's own.
+solutions, and train the value head on the model's own attempts.
 
     python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
     python train_sft.py --no-streams        # worked solutions, the base for votes and tree search
     python train_sft.py --init out/rl.pt --data traces.jsonl    # learn from the traces of search.py --save
 
-Each step shows fresh problems with what a teacher wrote for them, or some of the traces; the loss is on those
-tokens of the completions that are to be imitated, and on those left open, where any of several would do.
+Each step shows fresh problems with what a teacher wrote for them, or some of the traces. The loss is on those
+tokens of the completions that are to be imitated (`make_batch` and `imitation_loss` in batches.py).
 streams.py says what streams show, and which of it is imitated; solutions.py does so for worked solutions,
 which teach the value head, too; traces.py for traces. From streams the value head learns nothing here (RL
-teaches it a little).
+teaches it a little). All that is random in a step is drawn from the seed and the number of the step, so a run
+that was stopped goes on exactly as it would have.
 """
 import math
 import signal
@@ -23,7 +24,7 @@ from common import Parser, between, choose_device, choose_task, positive, run_sc
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import solutions
 import streams
@@ -81,8 +82,8 @@ def make_parser():
 
 def streams_lesson(args, step):
     """
-    ([], examples): streams, or pieces of them. Without problems there are no attempts of the model's own
-    beside, from which the value head would learn.
+    ([], examples): streams, or pieces of them. No problems: so no attempts of the model's own, and nothing
+    for the value head.
     """
     n = share_of(args.batch_size, args, "--batch-size")
     rng = np.random.default_rng([args.seed, step, 0, args.rank])
@@ -90,26 +91,9 @@ def streams_lesson(args, step):
     return [], [as_example(text) for text in written]
 
 
-class Lessons(Dataset):
-    """The lessons of all steps from `start` on, in order; they may be made ahead in other processes."""
-
-    def __init__(self, lesson, args, start):
-        self.lesson, self.args, self.start = lesson, args, start
-
-    def __len__(self):
-        return self.args.steps - self.start
-
-    def __getitem__(self, i):
-        return self.lesson(self.args, self.start + i)
-
-    def load(self, n_workers):
-        return DataLoader(self, batch_size=None, num_workers=n_workers, collate_fn=tuple,
-                          worker_init_fn=ignore_signals)
-
-
 def ignore_signals(worker):
     for signum in stop_signals():
-        signal.signal(signum, signal.SIG_IGN)                           # the main process hears them
+        signal.signal(signum, signal.SIG_IGN)                           # the main process handles them
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -126,10 +110,12 @@ def train(args, run, lesson):
     yields the steps to do, and when it is asked for the next, logs and saves the one before (trainer.py).
     """
     n_workers = args.workers if args.workers is not None else int(run.device.type == "cuda")
-    lessons = Lessons(lesson, args, run.start).load(n_workers)
-    # run.steps() stands first: at the end zip asks it once more, and so the last step is saved
+    # The lessons of all steps, in order; they may be made ahead in other processes
+    lessons = DataLoader(range(run.start, args.steps), batch_size=None, num_workers=n_workers,
+                         collate_fn=partial(lesson, args), worker_init_fn=ignore_signals)
+    # run.steps() comes first: at the end zip asks it once more, and so the last step is saved
     for step, (problems, examples) in zip(run.steps(), lessons):
-        # 1. Of worked solutions: now and then, add the model's own attempts, for the value head.
+        # 1. With worked solutions: now and then, add the model's own attempts, for the value head.
         own = solutions.own_attempts(run.model, problems, args, step)
         n_sampled = sum(len(example.prompt + example.completion) for example in own)
         examples = examples + own
@@ -141,7 +127,7 @@ def train(args, run, lesson):
         optimizer_step(run.model, run.optimizers, learning_rate(args, step))
         lengths = [len(example.prompt + example.completion) for example in examples]
         n_tokens = sum(lengths)
-        context = sum(n * n for n in lengths) / 2 / n_tokens            # a long text has long contexts
+        context = sum(n * n for n in lengths) / 2 / n_tokens            # the mean over all tokens
         run.count(n_tokens, n_sampled, n_tokens, context)
 
 
@@ -171,24 +157,24 @@ def gradient(model, batch, args):
 
 def begin(args):
     """
-    The model to train: new, that of --init, or that of a stopped run; with the checkpoint it starts from and
-    that of the stopped run, None where there is none. ValueError if the flags do not fit.
+    The model to train: new, that of --init, or that of a stopped run; with its checkpoint, None of a new one.
+    ValueError if the flags do not fit.
     """
-    device, parent, stopped = choose_device(args.device), None, None
+    device, checkpoint = choose_device(args.device), None
     join_processes(args)
     if args.data and not (args.init or args.resume):
         raise ValueError("--data needs a model to start from: --init")
     if args.resume:
-        model, stopped = load_stopped("sft", args, device)
+        model, checkpoint = load_stopped("sft", args, device)
     elif args.init:
-        model, parent = load_checkpoint(args.init, device, needs=("flags", "tokens", "flops"))
+        model, checkpoint = load_checkpoint(args.init, device, needs=("flags", "tokens", "flops"))
         if args.depth and GPTConfig.from_depth(args.depth) != model.config:
             raise ValueError(f"--depth {args.depth} is not the size of --init {args.init}: leave --depth out")
     else:
         torch.manual_seed(args.seed)
         model = to_device(GPT(GPTConfig.from_depth(args.depth or 3)), device)
-    choose_task(args, parent and parent["flags"])           # and args.streams: what its model writes
-    return model, parent, stopped
+    choose_task(args, checkpoint and checkpoint["flags"])               # and args.streams
+    return model, checkpoint
 
 
 def fill_in(args, traces):
@@ -207,16 +193,16 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     with parser.errors():
-        model, parent, stopped = begin(args)
+        model, checkpoint = begin(args)
         longest = model.config.block_size
         traces = [trace for path in args.data or []
                   for trace in read_traces(path, longest, args.task, args.level)]
         fill_in(args, traces)
-        run = Run("sft", args, model, parent, stopped)
-    if traces and not stopped:
+        run = Run("sft", args, model, checkpoint)
+    if traces and not args.resume:
         introduce_words(model, traces)
-        run.tokens += sum(trace.get("tokens", 0) for trace in traces)   # their own
-        run.flops += sum(trace.get("flops", 0) for trace in traces)     # of all that was searched for them
+        run.tokens += sum(trace.get("tokens", 0) for trace in traces)
+        run.flops += sum(trace.get("flops", 0) for trace in traces)     # of the search that found them
     lesson = streams_lesson if args.streams else solutions.lesson
     train(args, run, partial(traces_lesson, traces) if traces else lesson)
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from common import catch_signals, fail, lock_folder, open_folder, positive, save_table, set_aside
 from checkpoint import check_room, is_finite, load_checkpoint, save_checkpoint
-from metrics import evaluate, evaluate_streams, value_auc
+from metrics import auc, evaluate, evaluate_streams, values_of
 from model import flops_per_token
 from optim import make_optimizers
-from processes import mean_over_processes
+from processes import mean_over_processes, wait_for_all
 from sample import generate
 from verify import (EOS, HELD_OUT_SEED, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
@@ -54,13 +54,13 @@ def load_stopped(name, args, device):
     step, steps = checkpoint["step"], checkpoint["flags"].get("steps") or 0
     if not 0 < step <= steps:
         raise ValueError(f"{path} is damaged: it is at step {step} of {steps}")
-    different = sorted((set(checkpoint["flags"]) ^ set(vars(args))) - {"rank", "processes"})
+    different = sorted(set(checkpoint["flags"]) ^ set(vars(args)))
     if different:
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
     # Where and how it runs may change; what it computes may not.
     free = ("out", "device", "workers", "profile", "rank", "resume")
-    n = checkpoint["flags"].get("processes", 1)
+    n = checkpoint["flags"]["processes"]
     if n != args.processes:
         raise ValueError(f"{path} was begun by {n} processes: resume it with torchrun --nproc_per_node {n}")
     for flag, value in args.given.items():
@@ -97,26 +97,24 @@ class Run:
     not fit.
     """
 
-    def __init__(self, name, args, model, parent=None, stopped=None):
-        """
-        parent: the checkpoint it starts from, whose tokens and FLOPs count; stopped: the run's own, to go on
-        with.
-        """
+    def __init__(self, name, args, model, checkpoint=None):
+        """checkpoint: the one it starts from, whose tokens and FLOPs count; with --resume the run's own."""
         self.name, self.args, self.model, self.metrics = name, args, model, {}
+        self.path, self.device = os.path.join(args.out, name), model.wte.weight.device
         self.saved, self.saved_at = None, time.monotonic()              # the step that was saved last; when
         n = max(args.test_problems, args.log_problems)
         self.problems = held_out_problems(args.task, args.level, n, args.split)
         self.prompts = [encode(problem.prompt) for problem in self.problems]
         check_room(model, self.prompts, args.max_tokens)
-        counted = stopped or parent or {}
+        counted = checkpoint or {}
         self.tokens, self.flops = counted.get("tokens", 0), counted.get("flops", 0)
         self.start, self.table, self.samples = 0, [], []
         self.optimizers = make_optimizers(model, args.lr, args.optimizer)
-        if stopped:
-            self.start = self.saved = stopped["step"]
-            self.table, self.samples = stopped["table"], stopped["samples"]
+        if args.resume:
+            self.start = self.saved = checkpoint["step"]
+            self.table, self.samples = checkpoint["table"], checkpoint["samples"]
             try:
-                for optimizer, state in zip(self.optimizers, stopped["optimizers"], strict=True):
+                for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                     optimizer.load_state_dict(state)
             except Exception:               # there are many ways in which nested dicts can be wrong
                 raise ValueError(f"{self.path}.pt: its optimizers are not those of its model") from None
@@ -124,10 +122,6 @@ class Run:
     @cached_property
     def states(self):                       # only what is measured on them has to wait for them
         return labelled_states(self.args.task, self.args.level, self.args.split)
-
-    @property
-    def device(self):
-        return self.model.wte.weight.device
 
     def count(self, tokens, forward, learnt, context):
         """
@@ -147,7 +141,7 @@ class Run:
         Ctrl-C, SIGTERM and SIGHUP save too, and end the program.
         """
         args, heard = self.args, catch_signals()
-        mean_over_processes([0.0])                          # by now all have read what --init names
+        wait_for_all()                                      # by now all have read what --init names
         if args.rank == 0:                                  # the other processes learn, and write nothing
             self.take_folder()
             print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
@@ -169,18 +163,14 @@ class Run:
                 self.save(done)
             if stop:
                 bar.close()
-                mean_over_processes([0.0])                  # no process ends before all is written
+                wait_for_all()                              # no process ends before all is written
                 if args.rank == 0:
                     print(f"stopped at step {done}; to go on, run the same script with --resume "
                           f"--out {args.out}")
-                raise SystemExit(128 + (heard or [signal.SIGINT])[0])
-        mean_over_processes([0.0])
+                raise SystemExit(128 + (heard or [signal.SIGINT])[0])       # perhaps another process heard it
+        wait_for_all()
         if args.rank == 0:
             print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
-
-    @property
-    def path(self):
-        return os.path.join(self.args.out, self.name)
 
     def take_folder(self):
         """Keep other runs out of --out, and put what earlier ones left there in order."""
@@ -188,7 +178,7 @@ class Run:
         self.lock = lock_folder(self.args.out)
         for temporary in glob.glob(f"{glob.escape(self.path)}.*.tmp") if self.lock else []:
             os.remove(temporary)            # of a run that was killed: with the lock, there is no other
-        if self.saved is None:
+        if not self.args.resume:
             init = os.path.realpath(self.args.init or "")
             aside = set_aside(f"{self.path}.pt")
             if aside and init == os.path.realpath(f"{self.path}.pt"):
@@ -230,7 +220,8 @@ class Run:
         if args.streams:
             return evaluate_streams(self.model, self.prompts[:n], judge, args.max_tokens, (EOS,), args.seed)
         accuracy = evaluate(self.model, self.prompts[:n], judge, args.max_tokens, (EOS,), args.seed)
-        return accuracy | {"value_auc": value_auc(self.model, *self.states)}
+        texts, labels = self.states
+        return accuracy | {"value_auc": auc(values_of(self.model, texts), labels)}
 
     def save(self, done):
         save_checkpoint(f"{self.path}.pt", self.model, self.optimizers, step=done, tokens=self.tokens,

@@ -112,20 +112,22 @@ class Search:
         best, waiting = 0.0, [node]         # no recursion: paths may have thousands of lines
         while waiting:
             node = waiting.pop()
-            if node.branches and not node.closed:
+            if node.closed:
+                continue
+            if node.branches:
                 best = max(best, node.path * math.exp(-node.branches[0].cost))
-            waiting += [] if node.closed else node.children
+            waiting += node.children
         return best
 
     def completion(self, node):
         return decode(node.ids[len(self.prompt):-1 if node.finished else None])
 
     def result(self):
+        spent, read = self.budget.spent, self.budget.read
         if not self.finished:
-            return Result("", 0.0, self.budget.spent, self.budget.read, False)
+            return Result("", 0.0, spent, read, finished=False)
         best = max(self.finished, key=lambda node: node.score)
         found = [self.describe(node) for node in self.finished]
-        spent, read = self.budget.spent, self.budget.read
         return Result(self.completion(best), float(best.value), spent, read, True, found)
 
     def describe(self, node):
@@ -160,7 +162,7 @@ class Line:
     slots: list                             # of the token before each
     logprobs: list                          # of each
     others: list                            # for each token the likeliest three in its place: (log-prob, id)
-    values: list                            # P(this ends correct) before each token, and at the end
+    value: float                            # P(this ends correct) of the whole, before <|eos|>
 
 
 def write_lines(model, store, searches, nodes, branches):
@@ -179,8 +181,9 @@ def write_lines(model, store, searches, nodes, branches):
     lines = []
     for i, end_value in enumerate(samples.end_values.sigmoid().tolist()):
         n = len(new[i])
+        value = values[i][n - 1] if new[i][-1] == EOS else end_value
         others = [list(zip(*pair)) for pair in zip(top_logprobs[i][:n], top_tokens[i][:n])]
-        lines.append(Line(new[i], slots[i], logprobs[i][:n], others, values[i][:n] + [end_value]))
+        lines.append(Line(new[i], slots[i], logprobs[i][:n], others, value))
     return lines
 
 
@@ -221,10 +224,8 @@ def add_child(search, node, branch, line):
         return None
     prior = math.exp(sum(line.logprobs) - branch.cost)
     ids = node.ids + branch.begun + line.new
-    ends = line.new[-1] == EOS
-    value = line.values[-2 if ends else -1]             # at the end, of what stood before <|eos|>
-    child = Node(ids, branch.slots + line.slots, prior, node.path * prior, value, node)
-    if ends:
+    child = Node(ids, branch.slots + line.slots, prior, node.path * prior, line.value, node)
+    if line.new[-1] == EOS:
         child.finished = child.closed = True
         if search.scorer in VERIFYING:
             child.value = float(verify(search.problem, search.completion(child)).correct)
@@ -286,13 +287,6 @@ def beam(model, problems, budget, settings, scorer, width=None, n_candidates=Non
     return [search.result() for search in searches]
 
 
-def depth_one(model, problems, budget, settings, scorer):
-    """
-    Search of depth one: four candidates for each step, the best goes on, and there is no way back. -> Results
-    """
-    return beam(model, problems, budget, settings, scorer, width=1, n_candidates=4)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Monte-Carlo tree search
 
@@ -343,8 +337,8 @@ def mcts_searches(model, problems, budget, settings, scorer):
         if scorer == "rollouts":
             roll_out(model, store, live, children, settings.generator)
         for search, node, child in zip(live, nodes, children):
-            node, value = child or node, child.value if child else 0.0
-            backup(node, value)
+            value = child.value if child else 0.0       # a step that was cut off leads nowhere
+            backup(child or node, value)
             if settings.watch:
-                settings.watch(search, node, value)
+                settings.watch(search, child or node, value)
     return searches

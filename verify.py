@@ -3,11 +3,11 @@ Problems, the language they are written in, and the exact judge of every answer 
 
     python verify.py            # a tour: a problem of each task, and what the verifier says to cheats (1 s)
 
-What a task's own steps are stands in its file (countdown.py, expression.py). Here is what no task owns: the
-tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
+Each task defines its steps in its own file (countdown.py, expression.py). This file has what all tasks share:
+the tokens; the split into train, validation and test; and the reading of a completion, line by line. Besides
 steps there are four kinds of line. `wait` takes back the last step that stands. `wait P`, where P restates
-what was left before, takes back every step since then. `?6*7=42` is a check, a result seen in another way;
-the verifier passes over it, true or not. `?yes` or `?no` is the writer's own verdict; only
+what was left before, takes back every step since then. `?6*7=42` is a check by the inverse operation; the
+verifier ignores it, true or false. `?yes` or `?no` is the model's judgement of its own solution; only
 experiments make models write it. A completion is judged by the steps that stand at its end:
 
     line                   what stands after it
@@ -18,9 +18,8 @@ experiments make models write it. A completion is judged by the steps that stand
     3*2=6,4 6              9 3 5 2 -> 3 2 4 -> 4 6
     4*6=24,24              9 3 5 2 -> 3 2 4 -> 4 6 -> 24
 
-The verifier is safe to hand anything a model can write: nothing is ever passed to eval, a line is either
-matched by a regular expression that tries each character a bounded number of times or walked through once,
-and time is linear in the text.
+The verifier is safe for any text: nothing is ever passed to eval; a line is matched by a regular expression
+that cannot backtrack far, or scanned once; numbers have at most nine digits; and time is linear in the text.
 """
 import hashlib
 import re
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 import countdown
 import expression
-from task import MAX_VALUE, NUMBER, Problem, show            # Problem: for those who import it from here
+from task import MAX_VALUE, NUMBER, show
 
 TASKS = {task.name: task for task in (countdown.TASK, expression.TASK)}      # a new task is one entry more
 DEFAULT_TASK = "countdown"
@@ -51,8 +50,8 @@ PIECES = r"wait|yes|no|[\s\S]"
 
 def make_encoding():
     """
-    The tokenizer, built here, so that nothing is downloaded. tiktoken wants all 256 bytes: the others get ids
-    from 64.
+    The tokenizer, built here, so that nothing is downloaded. tiktoken requires all 256 bytes: those outside
+    the language get ids from 64.
     """
     ranks = {word.encode(): NEWLINE + i for i, word in enumerate(WORDS)}
     others = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
@@ -84,10 +83,10 @@ def decode(ids):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Problems, and where train, validation and test part
+# Problems, and their split into train, validation and test
 
 def get_task(name, level=None):
-    """The task of a name. ValueError if there is none, or not at this level."""
+    """The task with this name. ValueError if there is none, or not at this level."""
     if name not in TASKS:
         raise ValueError(f"no task {name!r}: there are {', '.join(TASKS)}")
     task = TASKS[name]
@@ -130,8 +129,8 @@ def split_of(problem):
 
 def make_problems(task, level, n, rng, split="train", targets=None, progress=1.0, bar=None):
     """
-    n problems of one split, each with a worked solution: two lists. targets, progress: see Task.draw; bar:
-    one of tqdm, which is told of each problem.
+    n problems of one split, each with a worked solution: two lists. targets, progress: see Task.draw; bar: a
+    tqdm bar, updated for each problem.
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: there are {', '.join(SPLITS)}")
@@ -151,7 +150,7 @@ def make_problem(task, level, rng, split="train", targets=None):
 
 
 def held_out_problems(task, level, n, split="test"):
-    """The problems that every script measures on: the first n of an endless list, drawn in blocks of 200."""
+    """The problems that every script measures on: the first n of a fixed sequence, in blocks of 200."""
     problems = []
     with tqdm(total=-(-n // 200) * 200, desc="problems", delay=1, leave=False) as bar:  # slow at level 6
         while len(problems) < n:
@@ -167,8 +166,8 @@ def solve(problem, rng):
 
 def random_steps(problem, n, rng, below=MAX_VALUE + 1):
     """
-    n legal steps drawn at random from those whose result is below a limit: (text, state after them). None are
-    drawn where the task cannot list its steps.
+    n legal steps drawn at random from those whose result is below a limit: (text, state after them). No steps
+    if the task cannot list them.
     """
     task = TASKS[problem.task]
     text, state = "", task.start(problem)
@@ -185,7 +184,7 @@ def random_steps(problem, n, rng, below=MAX_VALUE + 1):
 @dataclass(frozen=True)
 class Verdict:
     correct: bool
-    first_error: int | None     # the first standing line that is a wrong step, from 0; None if there is none
+    first_error: int | None     # the first standing line that is a wrong step, from 0, or None
     reason: str
 
 
@@ -199,12 +198,12 @@ class Step(NamedTuple):
 @dataclass(frozen=True)
 class Replay:
     """
-    What a completion comes to. After the lines a, b, `wait`, c the steps a and c stand: standing is then the
-    prompt (line -1), a (line 0) and c (line 3).
+    The result of reading a completion. After the lines a, b, `wait`, c the steps a and c stand: standing is
+    then the prompt (line -1), a (line 0) and c (line 3).
     """
     standing: list                          # of Step, the prompt first
-    fault: str                              # a fault of structure at which reading stopped, or ""
-    said_yes: bool                          # whether the last word was ?yes
+    fault: str                              # the structural error that ended reading, or ""
+    said_yes: bool                          # whether the last verdict was ?yes
     restarts: list                          # the lines, from 0, that go back to the problem itself: for RL
 
     @property
@@ -217,14 +216,14 @@ CHECK = re.compile(r"\?(N)\*(N)=(N)".replace("N", NUMBER.pattern))
 
 def n_kept(problem, standing, line):
     """
-    How many of the standing steps, the prompt counted, still stand after a `wait` or a `wait P`: 1 is back at
-    the problem; 0, there is no way back.
+    How many of the standing steps, the prompt counted, still stand after a `wait` or a `wait P`. 1: only the
+    prompt; 0: the line is invalid.
     """
     if line == "wait":
         return len(standing) - 1
     task, text = TASKS[problem.task], line.removeprefix("wait ")
-    # Linear in all: few right steps can stand, as each leaves less; wrong ones are passed over but once, as a
-    # match takes them back, and without one reading ends
+    # This is linear over the whole text: at most as many right steps stand as there are numbers, and a wrong
+    # step is skipped only once, as a match deletes it, and without a match reading ends.
     for n in range(len(standing) - 1, 0, -1):
         state = standing[n - 1].state
         if state is not None and task.is_restated_by(problem, state, text):
@@ -260,8 +259,8 @@ def replay(problem, completion):
 def verify(problem, completion):
     """
     Judge a completion by the steps that stand at its end. Exact, linear in the length of the text, never
-    raises on any str. first_error counts every line of the completion; dead ends and faults of structure set
-    the reason only.
+    raises on any str. first_error counts every line of the completion; it is None for dead ends and
+    structural errors.
     """
     task, read = TASKS[problem.task], replay(problem, completion)
     wrong = next((step for step in read.standing if step.state is None), None)

@@ -171,10 +171,10 @@ def main():
     args = parser.parse_args()
     args.streams = args.kind == "returns"   # whatever --streams says
     with parser.errors():
-        model, parent, stopped = train_sft.begin(args)
+        model, checkpoint = train_sft.begin(args)
         check_task(args)
         train_sft.fill_in(args, [])
-        run = Run("sft", args, model, parent, stopped)
+        run = Run("sft", args, model, checkpoint)
         if args.kind == "shots":
             shots = solved_examples(args, args.shots, np.random.default_rng(args.seed))
             run.prompts = [shots + prompt for prompt in run.prompts]

@@ -36,10 +36,9 @@ from common import (Parser, between, choose_device, open_folder, positive, read_
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from batches import by_length, make_batch
+from batches import by_length, imitation_loss, make_batch
 from checkpoint import load_checkpoint
 from experiments.bases import answer
 from experiments.laws import compute_optimal, fit_sizes, gains
@@ -166,8 +165,7 @@ def plan_loss(model, problems, solutions):
     total = 0.0
     for _, part in by_length(make_batch(examples, model.wte.weight.device)):
         logits, _ = model(part["idx"])                                  # (B, T, V)
-        total += F.cross_entropy(logits.flatten(0, 1), part["targets"].flatten(), ignore_index=-1,
-                                 reduction="sum").item()
+        total += imitation_loss(logits, part).item()
     return total / len(problems)
 
 
@@ -220,8 +218,7 @@ def make_row(about, commands, checkpoint, measure, args):
     flags = {key: saved["flags"][key] for key in ("task", "level", "max_tokens")}
     of = Namespace(folder=folder, last=last, seed=seed, n_problems=args.n_problems, **flags)
     row = about | {key: float(last[key]) for key in ("flops", "parameters", "tokens")} | measure(model, of)
-    with write_whole(os.path.join(folder, "row.json")) as file:
-        file.write(json.dumps(row).encode())
+    write_whole(os.path.join(folder, "row.json"), json.dumps(row).encode())
     return row
 
 

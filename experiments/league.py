@@ -313,8 +313,7 @@ def main():
         order = [*ROWS, *(row["row"] for row in table)]
         table = sorted([*table, row], key=lambda row: (int(row["seed"]), order.index(row["row"])))
         save_table(path, table)
-        with write_whole(os.path.join(args.results, "league.md")) as file:
-            file.write(markdown(table).encode())
+        write_whole(os.path.join(args.results, "league.md"), markdown(table).encode())
         shown = ("greedy", "sampled", "pass16", "own256", "verified256")
         figures = [f"{key} {100 * row[key]:.1f}%" for key in shown]
         bar.write(f"seed {seed}  {name:28} {'  '.join(figures)}  AUC {row['value_auc']:.2f}  "

@@ -89,7 +89,8 @@ MUTANTS = [
            "keys.index_copy_(1, (self.columns - 1).clamp_min(0), k)", "cache off by one: keys"),
     Mutant("model.py", "torch.cat((-angle.sin(), angle.sin()), 1)",
            "torch.cat((angle.sin(), angle.sin()), 1)", "rotary positions that do not rotate"),
-    Mutant("model.py", "10 ** back, number)", "10 ** (back - 1), number)", "42 is read as 6"),
+    Mutant("model.py", "torch.arange(n - 1, -1, -1)).sum(1)", "torch.zeros(n).long()).sum(1)",
+           "42 is read as 6"),
     Mutant("checkpoint.py", "damaged = archive.testzip()", "damaged = None", "checksums are not looked at"),
     Mutant("optim.py", "        optimizer.zero_grad(set_to_none=True)\n", "", "gradients pile up"),
     # Sampling
@@ -112,8 +113,8 @@ MUTANTS = [
     # Training
     Mutant("batches.py", '"mask": mask[:, 1:]}', '"mask": mask[:, :-1]}',
            "everything is learnt a token too late"),
-    Mutant("batches.py", '- batch["mask"].flip(1).int().argmax(1) ',
-           '- batch["mask"].flip(1).int().argmax(1) - 1 ', "the last token is cut off with the padding"),
+    Mutant("batches.py", "(mask * columns).amax(1)", "(mask * columns).amax(1) - 1",
+           "the last token is cut off with the padding"),
     Mutant("traces.py", "line in VERDICTS or correct and bool(", "line in VERDICTS or bool(",
            "wrong traces are imitated"),
     Mutant("traces.py", "labels[-1] = values[number]", "labels[-len(tokens) - 1] = values[number]",

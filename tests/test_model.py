@@ -12,7 +12,8 @@ import torch
 
 from checkpoint import load_checkpoint, save_checkpoint
 from common import choose_device, read_table, save_table, write_whole
-from model import GPT, GPTConfig, KVCache, N_CIRCLES, PERIODS, flops_per_token, number_circles
+from model import (GPT, GPTConfig, KVCache, N_CIRCLES, PERIODS, flops_per_token, number_circles, rotary_table,
+                   sharpness_table)
 from optim import OPTIMIZERS, Muon, make_optimizers, optimizer_step
 from verify import encode
 
@@ -177,7 +178,8 @@ def test_numbers_are_read_whole(text, numbers):
     model.number.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     model(torch.tensor([encode(text)]))
     nothing = torch.zeros(2 * N_CIRCLES)
-    expected = [model.circles[n] if char.isdigit() else nothing for n, char in zip(numbers, text)]
+    circles = number_circles(1000).float()
+    expected = [circles[n] if char.isdigit() else nothing for n, char in zip(numbers, text)]
     torch.testing.assert_close(seen[0][0], torch.stack(expected))
 
 
@@ -254,11 +256,13 @@ def test_a_killed_save_leaves_the_old_file(tmp_path):
     assert run.returncode == 9 and load_checkpoint(path)[1]["step"] == 1
 
 
-def test_failed_writes_leave_nothing(tmp_path):
-    with pytest.raises(RuntimeError):
-        with write_whole(tmp_path / "a") as file:
-            file.write(b"half")
-            raise RuntimeError
+def test_failed_writes_leave_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as failed:
+        write_whole(tmp_path / "a", b"half")
+    assert failed.value.filename == str(tmp_path / "a")
     assert os.listdir(tmp_path) == []
 
 
@@ -284,7 +288,10 @@ def test_checkpoint_moves_between_devices(tmp_path):
 
 
 def test_sharpness_grows_with_the_logarithm_of_what_is_seen_for_queries_only():
-    sharpness = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)).sharpness[:, 0, :, 0]        # (block_size, 3)
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16)
+    lengths = GPT(config).rotary.norm(dim=(1, 3)) / rotary_table(config).norm(dim=(1, 3))   # (block_size, 3)
+    sharpness = sharpness_table(config)[:, 0, :, 0]
+    torch.testing.assert_close(lengths, sharpness)
     torch.testing.assert_close(sharpness[:64, :2], torch.full((64, 2), 1.4))
     torch.testing.assert_close(sharpness[[511, 4095], :2], torch.tensor([[2.1, 2.1], [2.8, 2.8]]))
     assert (sharpness[:, 2] == 1).all()

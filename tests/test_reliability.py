@@ -57,14 +57,16 @@ def assert_one_line(done, *expected):
 # ------------------------------------------------------------------------------------------------------------
 # Files
 
-def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
     """With one fixed temporary name, the first to finish took the other's half-written file."""
-    path = tmp_path / "a.bin"
-    with write_whole(path) as one:
-        one.write(b"1" * 1000)
-        with write_whole(path) as other:
-            other.write(b"2" * 10)
+    path, fsync = tmp_path / "a.bin", os.fsync
+
+    def write_another(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_whole(path, b"2" * 10)
         assert path.read_bytes() == b"2" * 10
+    monkeypatch.setattr(os, "fsync", write_another)
+    write_whole(path, b"1" * 1000)
     assert path.read_bytes() == b"1" * 1000
     assert os.listdir(tmp_path) == ["a.bin"]
 

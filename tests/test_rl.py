@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_rl
-from algorithms import ALGORITHMS, discounted_returns
+from algorithms import ALGORITHMS, discounted_returns, worth_learning
 from model import GPT, GPTConfig
 from optim import make_optimizers
 from batches import by_length, pack
@@ -169,7 +169,7 @@ def test_ppo_clips_only_what_goes_too_far():
 def test_groups_without_signal_are_dropped(monkeypatch, algo, kept):
     """All right, all wrong, and two that are mixed: the algorithm knows them, and learn sees no others."""
     rewards, seen = torch.tensor([1.0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1]), []
-    assert ALGORITHMS[algo].has_signal(rewards, with_flags(algo=algo, samples=3)).tolist() == kept
+    assert worth_learning(rewards, with_flags(algo=algo, samples=3)).tolist() == kept
     batch = pack([[10 + row] * 2 for row in range(12)], [[3, EOS]] * 12, "cpu") | {"rewards": rewards}
 
     run = argparse.Namespace(model=None, optimizers=None, steps=lambda: [0], count=lambda *args, **more: None)
@@ -213,7 +213,7 @@ def test_rollout_rows_are_prompt_completion_padding():
         assert not any((idx.tolist() + nxt.tolist()[-1:])[len(row):]) and PAD == 0
         ended = completion[-1] == EOS
         assert bool(earned) == (ended and verify(problem, decode(completion[:-1])).correct)
-    assert (demos["targets"] >= 0).equal(demos["mask"])
+    assert demos["accepted"].sum(-1).equal(demos["mask"].long())
     for idx, nxt, mask in zip(demos["idx"], demos["next"], demos["mask"]):
         problem = parse_problem(decode(idx[:int(mask.nonzero()[0]) + 1].tolist()))
         completion = nxt[mask].tolist()
@@ -391,18 +391,17 @@ def test_beside_streams_the_teachers_streams_are_imitated_but_not_their_wrong_ch
     assert rollout(model, with_flags(level=4, streams=True, max_tokens=20, steps=9), 7, Counter())[1] is None
     _, demos = rollout(model, args, 7, Counter())
     n_hidden = 0
-    for idx, nxt, mask, targets in zip(*(demos[key] for key in ("idx", "next", "mask", "targets"))):
+    for idx, nxt, mask, accepted in zip(*(demos[key] for key in ("idx", "next", "mask", "accepted"))):
         problem = parse_problem(decode(idx[:int(mask.nonzero()[0]) + 1].tolist()))
-        assert verify(problem, decode(nxt[mask][:-1].tolist())).correct and (targets[~mask] < 0).all()
-        n_hidden += (mask & (targets < 0)).sum().item()
-    assert n_hidden > 10 and demos["is_open"].any()
+        assert verify(problem, decode(nxt[mask][:-1].tolist())).correct and not accepted[~mask].any()
+        n_hidden += (mask & ~accepted.any(-1)).sum().item()
+    assert n_hidden > 10 and (demos["accepted"].sum(-1) > 1).any()
     train_rl.imitate_teacher(model, demos, 0.5)
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
     logprobs = model(demos["idx"])[0].log_softmax(-1)
-    any_that_would_do = logprobs.masked_fill(~demos["allowed"], -math.inf).logsumexp(-1)
-    imitated = forward(model, demos)[0][demos["targets"] >= 0]
-    (-0.5 * torch.cat([imitated, any_that_would_do[demos["is_open"]]]).mean()).backward()
+    learnt = demos["accepted"].any(-1)
+    (-0.5 * (logprobs.exp() * demos["accepted"]).sum(-1)[learnt].log().mean()).backward()
     torch.testing.assert_close(model.lm_head.weight.grad, gradient)
 
 

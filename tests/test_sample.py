@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sample
-from metrics import evaluate, pass_at_k, value_auc, wilson
+from metrics import auc, evaluate, pass_at_k, values_of, wilson
 from model import GPT, GPTConfig
 from optim import make_optimizers, optimizer_step
 from sample import BLOCK, FEW_ROWS, Decoder, for_inference, generate, read_prompts, sample_token
@@ -362,7 +362,7 @@ def test_a_step_by_hand():
     B = 300
     logits = 4 * torch.randn(B, 64, generator=torch.Generator().manual_seed(0))
     decoder = begun_decoder(FixedLogits(logits), B, 0.0, (EOS, 5), limit=3, n_top=2, prompt=(7, 8))
-    rows, column = decoder.rows, 1
+    rows, column = decoder.rows, 2
     rows.alive[::7] = False
     rows.limit[::5] = 1
     alive = rows.alive.clone()
@@ -390,14 +390,14 @@ def test_sampling_distribution_of_a_step(temperature, scored_at, same):
     decoder.advance()
     decoder.advance()
     probabilities = (logits / scored_at).double().softmax(-1)
-    for column in range(2):
+    for column in (1, 2):
         tokens = decoder.rows.tokens[:, column]
         p = chi_squared(tokens.bincount(minlength=64), probabilities)
         assert (p > 1e-3) if same else (p < 1e-6)
         expected = (logits / temperature).log_softmax(-1)[tokens]
         torch.testing.assert_close(decoder.rows.logprobs[:, column], expected)
     if same:
-        pairs = (64 * decoder.rows.tokens[:, 0] + decoder.rows.tokens[:, 1]).bincount(minlength=64 * 64)
+        pairs = (64 * decoder.rows.tokens[:, 1] + decoder.rows.tokens[:, 2]).bincount(minlength=64 * 64)
         assert chi_squared(pairs, torch.outer(probabilities, probabilities).flatten()) > 1e-3
 
 
@@ -408,7 +408,7 @@ def test_draws_depend_on_seed_row_and_step():
         decoder = begun_decoder(FixedLogits(torch.zeros(64)), 320, seed=seed)
         decoder.advance()
         decoder.advance()
-        draws.append(decoder.rows.tokens[:, :2])
+        draws.append(decoder.rows.tokens[:, 1:3])
     assert torch.equal(draws[0], draws[1])
     one, two = draws[0].unbind(1)
     for other in (draws[2][:, 0], two, one.roll(1)):    # another seed, step, row; by chance 1 in 64 agrees
@@ -747,8 +747,9 @@ def test_value_auc_is_the_share_of_pairs_in_the_right_order():
     labels = [i % 3 == 0 for i in range(len(texts))]
     pairs = [(a > b) + 0.5 * (a == b)
              for a, is_a in zip(values, labels) for b, is_b in zip(values, labels) if is_a and not is_b]
-    assert value_auc(model, texts, labels, batch_size=4) == pytest.approx(sum(pairs) / len(pairs))
-    assert math.isnan(value_auc(model, texts, [True] * len(texts))) and math.isnan(value_auc(model, [], []))
+    rated = values_of(model, texts, batch_size=4)
+    assert auc(rated, labels) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(auc(rated, [True] * len(texts))) and math.isnan(auc(values_of(model, []), []))
 
 
 def test_wilson():

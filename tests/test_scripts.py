@@ -229,7 +229,7 @@ def test_splits_have_no_problem_in_common():
     for split in ("test", "validation"):
         args = SimpleNamespace(task="countdown", level=2, max_tokens=17, split=split, seed=0, lr=1e-3,
                                optimizer="muon", streams=False, n_problems=200, test_problems=200,
-                               log_problems=5, save=None, problems=None)
+                               log_problems=5, save=None, problems=None, out="out", resume=False)
         problems = search.load_problems(args)
         assert Run("sft", args, model).problems == problems             # all scripts measure on the same
         assert len(problems) == 200 and {split_of(problem) for problem in problems} == {split}

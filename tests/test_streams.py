@@ -166,15 +166,15 @@ def test_choices_are_open_to_what_is_legal_and_was_not_tried():
                 for i in range(len(ids)):
                     begun = decode(ids[:i])
                     rests = [text[len(begun):] for text in would_do if text.startswith(begun)]
-                    assert written.allowed[position + i] == {encode(rest)[0] for rest in rests}
+                    assert written.choices[position + i] == {encode(rest)[0] for rest in rests}
                 n_open += len(ids)
             else:
-                assert not any(position + i in written.allowed for i in range(len(imitate)))
+                assert not any(position + i in written.choices for i in range(len(imitate)))
             if opens:
                 tried.add(chosen)
             position += len(imitate)
     assert n_open > 2000 and n_forbidden > 500
-    assert not any(written.allowed for _, written in streams(3, 30))
+    assert not any(written.choices for _, written in streams(3, 30))
 
 
 def test_few_wrong_openings_if_so_asked():
