@@ -28,8 +28,6 @@ from task import MAX_VALUE, NUMBER, Problem, Task, compute, show
 OPERATORS = "+-*/"
 NUMBERS, TARGETS = range(1, 100), range(10, 101)        # of the problems that are drawn
 MULTIPLY = 0.3                              # early in training, the share of hard problems, see draw
-NEAR = 0.2              # relative error of a near miss, at most
-SLIPS = -100, -10, -2, -1, 1, 2, 10, 100       # how far off a slip is
 STEP = re.compile("(N)([-+*/])(N)=(N),([0-9 ]+)(?:>(N))?".replace("N", NUMBER.pattern))
 
 
@@ -112,31 +110,12 @@ class Countdown(Task):
     def draw(self, level, n, rng, accept, progress, targets=None):
         """
         Draw the target, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). The first
-        n_hard are hard, their first solution multiplies or divides: 30 %, in the second half fewer, then 0.
+        problems are hard, their first solution multiplies or divides: 30 % of them in the first half of
+        training, then fewer, at its end none.
         """
         wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
         n_hard = MULTIPLY * min(1.0, 2 - 2 * progress) * n
-        problems, solutions = [None] * n, [None] * n
-        width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]         # draws a round, for the CPU's cache
-        waiting, n_draws = np.arange(n), 0
-        while len(waiting):
-            rows = np.resize(waiting, width)                # those that are missing share the draws
-            numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
-            hits = find_hits(numbers, wanted[rows])                 # (L, width)
-            paths = hits.argmax(0)          # see find_hits; always the first: one kind is learnt faster
-            may_be_easy = rng.random(width) < 0.02              # some targets only sums of 2 numbers reach
-            good = hits.any(0) & ((rows >= n_hard) | multiplies(paths, level) | may_be_easy)
-            for k in np.flatnonzero(good):
-                if problems[rows[k]] is None:
-                    problem = make_problem(tuple(numbers[k].tolist()), int(wanted[rows[k]]))
-                    if accept(problem):
-                        problems[rows[k]] = problem
-                        solutions[rows[k]] = write_path(problem.numbers, int(paths[k]))
-            waiting = np.array([row for row in waiting if problems[row] is None])
-            n_draws += width
-            if n_draws > 100_000 * (n + 10):
-                raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[waiting[0]]}")
-        return problems, solutions
+        return draw_problems(level, wanted, n_hard, rng, accept)
 
     def is_drawn(self, problem):
         return problem.target in TARGETS and all(number in NUMBERS for number in problem.numbers)
@@ -166,51 +145,13 @@ class Countdown(Task):
         factors = factors_of(problem.target)
         return sum(min(abs(number - f) for f in factors) for number in state)
 
-    # For the teachers, solutions.py and streams.py: skip this now, and read it with them
+    # For the teachers, solutions.py and streams.py
 
     def hard_part(self, solution):
         return solution[:solution.index(",") + 1]               # the first step: the rest is easy to learn
 
     def chosen_part(self, line):
         return line[:line.index("=") + 1]                           # what follows the = is determined
-
-    def near_misses(self, problem, state):
-        """With two numbers, results near the target; with three, near one that makes it in one step more."""
-        if len(state) > 3:
-            return []
-        return [(line, left) for line, left in self.legal_steps(state, 1000)
-                if any(0 < abs(left[-1] - wish) < NEAR * wish for wish in wishes(left[:-1], problem.target))]
-
-    def slip(self, problem, state, rng):
-        """A near miss with the result that would help; or any step with a slightly wrong result."""
-        near = self.near_misses(problem, state) if rng.random() < 0.5 else []
-        if near:
-            line, left = near[rng.integers(len(near))]
-            others, result = left[:-1], left[-1]
-            wish = min(set(wishes(others, problem.target)) - {result}, key=lambda wish: abs(wish - result))
-            return f"{self.chosen_part(line)}{wish},{join((*others, wish))}\n"
-        i, j = sorted(rng.choice(len(state), 2, replace=False))
-        b, a = sorted((state[i], state[j]))
-        op = OPERATORS[rng.integers(4)]
-        right = compute(a, op, b)
-        off = int(rng.choice(SLIPS))
-        result = a // max(1, b) if right is None else right + off if right + off >= 0 else right - off
-        return step_to(result, state, i, j, op)[0]
-
-    def wishful_steps(self, problem, state):
-        found = []                          # quotients that are off by less than 2
-        for i, j in pairs_of(len(state)):
-            b, a = sorted((state[i], state[j]))
-            near = range(max(1, a // b - 1), a // b + 3) if b and a % b else ()
-            found += [step_to(result, state, i, j, "/") for result in near]
-        return [(line, left) for line, left in found if self.is_solvable(problem, left)]
-
-    def check(self, line):
-        match = STEP.match(line)
-        if not match or match[2] != "/":
-            return "", True
-        a, b, c = int(match[1]), int(match[3]), int(match[4])
-        return f"?{c}*{b}={c * b}\n", c * b == a
 
 
 def read_numbers(text):
@@ -228,16 +169,6 @@ def read_prompt(text):
 
 def make_problem(numbers, target):
     return Problem("countdown", len(numbers), f"{join(numbers)}>{target}\n", numbers, target)
-
-
-def wishes(others, target):
-    """The results that would reach the target: alone, or in one step with the one other number."""
-    if not others:
-        return [target]
-    other, = others
-    found = [target - other, target + other, other - target, target * other]
-    found += [x // y for x, y in ((target, other), (other, target)) if y and x % y == 0]
-    return [wish for wish in found if wish >= 0]
 
 
 def join(numbers):
@@ -288,6 +219,31 @@ def solutions(numbers, target):
 # lowest digit is the first step: path = choice_1 + n_1 * (choice_2 + n_2 * ...), n_1 the choices of the first
 # step. With 3 numbers n_1 is 12, and path 17 is 5 + 12 * 1: first choice 5, the second pair, (0, 2), with the
 # second operator, -; then choice 1, the only pair that is left with -.
+
+def draw_problems(level, wanted, n_hard, rng, accept):
+    """Numbers for each wanted target, the first n_hard problems hard: problems and solutions. See draw."""
+    problems, solutions = [None] * len(wanted), [None] * len(wanted)
+    width = {2: 1024, 3: 512, 4: 32, 5: 4, 6: 1}[level]                 # draws a round, for the CPU's cache
+    waiting, n_draws = np.arange(len(wanted)), 0
+    while len(waiting):
+        rows = np.resize(waiting, width)                        # those that are missing share the draws
+        numbers = rng.integers(NUMBERS[0], NUMBERS[-1] + 1, (width, level))
+        hits = find_hits(numbers, wanted[rows])                         # (L, width)
+        paths = hits.argmax(0)              # always the first: one kind of solution is learnt faster
+        may_be_easy = rng.random(width) < 0.02                          # some targets only sums reach
+        good = hits.any(0) & ((rows >= n_hard) | multiplies(paths, level) | may_be_easy)
+        for k in np.flatnonzero(good):
+            if problems[rows[k]] is None:
+                problem = make_problem(tuple(numbers[k].tolist()), int(wanted[rows[k]]))
+                if accept(problem):
+                    problems[rows[k]] = problem
+                    solutions[rows[k]] = write_path(problem.numbers, int(paths[k]))
+        waiting = np.array([row for row in waiting if problems[row] is None])
+        n_draws += width
+        if n_draws > 100_000 * (len(wanted) + 10):
+            raise ValueError(f"no {level} numbers from 1 to 99 found that make {wanted[waiting[0]]}")
+    return problems, solutions
+
 
 def find_hits(numbers, targets):
     """Which of all paths hit the target: (B, n), (B,) -> (L, B); L is 4, 48, 1152, 46080 for n = 2 to 5."""

@@ -46,6 +46,7 @@ apparent solution is checked, and <|eos|> follows if all agree.
 import math
 
 from countdown import TARGETS
+from mistakes import check, false_quotients, near_misses, slip
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96     # as in Stream of Search: never trained on
@@ -55,8 +56,8 @@ DEAD_END = 0.8          # P(a try goes on to the last step)
 SLIP = 0.15             # P(a try is a line that is wrong on purpose)
 NEAR_MISS = 0.5         # P(a step behind a wrong opening is a near miss, if there is one)
 CAREFUL_FROM = 4        # numbers, from which choices are left open and quotients checked
-WISHES = 0.3            # P(a try has a false quotient and a check, if it can)
-WISHED_AT = 0.15, 0.6, 0.25     # P(the false quotient is then the first step, the second, the third)
+FALSE_END = 0.3         # P(a try has a false quotient and a check, if it can)
+FALSE_AT = 0.15, 0.6, 0.25      # P(the false quotient is then the first step, the second, the third)
 # The lessons, by how far training is, from 0 to 1
 WHOLE_UNTIL = 0.03      # first all lessons show whole pieces,
 STREAMS_AFTER = 0.4     # then most show first steps only; after this it goes by the table
@@ -135,8 +136,8 @@ class Writer:
         if not self.is_careful:
             return
         for line in lines.splitlines():
-            check, agrees = self.task.check(line)
-            self.write(check)
+            text, agrees = check(line)
+            self.write(text)
             if not agrees:
                 return
 
@@ -161,9 +162,8 @@ def stream(problem, rng, most=99):
     n_wrong = rng.integers(min(most, len(wrong)) + 1)
     for i in rng.permutation(len(wrong))[:n_wrong]:
         line, left = wrong[i]
-        wants_to_wish = written.is_careful and rng.random() < WISHES
-        done = wants_to_wish and try_wishfully(written, line, left, openings, rng)
-        if not done:
+        is_false = written.is_careful and rng.random() < FALSE_END
+        if not (is_false and try_falsely(written, line, left, openings, rng)):
             written.choose(line, written.untried(openings))
             try_in_vain(written, left, rng)
         written.back()
@@ -186,7 +186,7 @@ def try_in_vain(written, state, rng):
     """
     task, problem = written.task, written.problem
     if len(state) > 1 and rng.random() < SLIP:
-        written.step(task.slip(problem, state, rng), imitate="nothing")
+        written.step(slip(problem, state, rng), imitate="nothing")
         return
     if len(state) > 3:
         n_steps = 1
@@ -194,42 +194,12 @@ def try_in_vain(written, state, rng):
         n_steps = len(state) - 1 if rng.random() < DEAD_END else len(state) - 2
     for _ in range(n_steps):
         legal = task.legal_steps(state, LARGEST + 1)
-        near = task.near_misses(problem, state) if rng.random() < NEAR_MISS else []
+        near = near_misses(problem, state) if rng.random() < NEAR_MISS else []
         steps = hopeless(problem, near or legal)
         if steps:
             line, left = steps[rng.integers(len(steps))]
             written.choose(line, legal)
             state = left
-
-
-def try_wishfully(written, opening, state, openings, rng):
-    """
-    In place of try_in_vain and its opening: after no step, the opening, or one step more a false quotient
-    that would make the target reachable; the apparent solution; and the check that fails. False if there is
-    no such quotient.
-    """
-    task, problem = written.task, written.problem
-    n_before = rng.choice(3, p=WISHED_AT)       # steps before the false one
-    before = [(opening, written.untried(openings))]                     # each with its alternatives
-    if n_before == 0:
-        before, state = [], written.start
-    if n_before == 2:
-        legal = task.legal_steps(state, LARGEST + 1)
-        steps = hopeless(problem, legal)
-        if not steps:
-            return False
-        line, state = steps[rng.integers(len(steps))]
-        before.append((line, legal))
-    wishful = task.wishful_steps(problem, state)
-    if not wishful:
-        return False
-    wish, left = wishful[rng.integers(len(wishful))]
-    for line, alternatives in before:
-        written.choose(line, alternatives)
-    written.step(wish, imitate="nothing")
-    written.steps(written.solution(left))
-    written.check("".join(line for line, _ in before) + wish)
-    return True
 
 
 def parts(problem, rng):
@@ -260,27 +230,6 @@ def piece(problem, solution, whole, level=None):
     return written
 
 
-def plans(problem, rng, most=4):
-    """
-    From four numbers on, a part of every stream: openings that can be solved, in any order, each with the
-    first step of its solution; the last of them is solved. Any that was not shown yet is accepted. The
-    `wait` is not imitated, as one would not go back from what can be solved.
-    """
-    written = Writer(problem)
-    right, _ = written.openings()
-    *others, last = rng.permutation(len(right))[:most]
-    for i in others:
-        line, left = right[i]
-        written.choose(line, written.untried(right))
-        written.step(written.solution(left).split("\n")[0])
-        written.back(imitated=False)
-    line, left = right[last]
-    solution = written.solution(left)
-    written.choose(line, written.untried(right))
-    written.steps(solution)
-    return written.end(line + solution)
-
-
 def lesson(task, level, n, rng, step, progress):
     """
     What a step of training shows, a list of Writer, by the schedule above. With three numbers there are no
@@ -306,3 +255,57 @@ def lesson(task, level, n, rng, step, progress):
     # three numbers (see `draw` in countdown.py).
     pieces = [piece(*part, whole=True, level=level) for part in solved[:n // 2]]
     return pieces + [stream(problem, rng, 2) for problem in draw(n // 6)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Of four numbers and more only: may be skipped on a first reading
+
+def try_falsely(written, opening, state, openings, rng):
+    """
+    In place of try_in_vain and its opening: after no step, the opening, or one step more a false quotient
+    that would make the target reachable; the apparent solution; and the check that fails. False if there is
+    no such quotient.
+    """
+    task, problem = written.task, written.problem
+    n_before = rng.choice(3, p=FALSE_AT)       # steps before the false one
+    before = [(opening, written.untried(openings))]                     # each with its alternatives
+    if n_before == 0:
+        before, state = [], written.start
+    if n_before == 2:
+        legal = task.legal_steps(state, LARGEST + 1)
+        steps = hopeless(problem, legal)
+        if not steps:
+            return False
+        line, state = steps[rng.integers(len(steps))]
+        before.append((line, legal))
+    quotients = false_quotients(problem, state)
+    if not quotients:
+        return False
+    quotient, left = quotients[rng.integers(len(quotients))]
+    for line, alternatives in before:
+        written.choose(line, alternatives)
+    written.step(quotient, imitate="nothing")
+    written.steps(written.solution(left))
+    written.check("".join(line for line, _ in before) + quotient)
+    return True
+
+
+def plans(problem, rng, most=4):
+    """
+    From four numbers on, a part of every stream: openings that can be solved, in any order, each with the
+    first step of its solution; the last of them is solved. Any that was not shown yet is accepted. The
+    `wait` is not imitated, as one would not go back from what can be solved.
+    """
+    written = Writer(problem)
+    right, _ = written.openings()
+    *others, last = rng.permutation(len(right))[:most]
+    for i in others:
+        line, left = right[i]
+        written.choose(line, written.untried(right))
+        written.step(written.solution(left).split("\n")[0])
+        written.back(imitated=False)
+    line, left = right[last]
+    solution = written.solution(left)
+    written.choose(line, written.untried(right))
+    written.steps(solution)
+    return written.end(line + solution)

@@ -2,10 +2,10 @@
 What all tasks share: a problem, the numbers allowed, and the methods that every task implements.
 
 A task is one file (countdown.py, expression.py): a subclass of `Task`, imported by verify.py and entered in
-the table there. Only streams.py is specific to one task, too: it takes its targets from countdown. A problem
-is a prompt; its solution is a text of lines, each of which is one step. After each step there is a state,
-whose type each task chooses. To add a task, set the attributes and fill in the methods that raise here (slip
-only where `enumerable`); the others have defaults that fit most tasks.
+the table there. Only the teacher of streams, in streams.py and mistakes.py, is for one task, countdown. A
+problem is a prompt; its solution is a text of lines, each of which is one step. After each step there is a
+state, whose type each task chooses. To add a task, set the attributes and fill in the methods that raise
+here; the others have defaults that fit most tasks.
 """
 import re
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ class Task:
         """
         return 0.0
 
-    # For the teachers, solutions.py and streams.py: skip this now, and read it with them
+    # For the teachers, solutions.py and streams.py
 
     def hard_part(self, solution):
         """The beginning of a worked solution that is hard to learn; all of it if no part stands out."""
@@ -138,28 +138,6 @@ class Task:
     def chosen_part(self, line):
         """The beginning of a step that is chosen; the rest is determined by it."""
         return line
-
-    def near_misses(self, problem, state):
-        """Legal steps whose result is close to one that would lead to the target."""
-        return []
-
-    def slip(self, problem, state, rng):
-        """A line that looks like a step and has a typical mistake. Only where `enumerable`."""
-        raise NotImplementedError
-
-    def wishful_steps(self, problem, state):
-        """
-        Wrong steps that `check` would detect, with a result from which the target could be reached: (line,
-        state after it) each.
-        """
-        return []
-
-    def check(self, line):
-        """
-        A check of a step by the inverse operation, a line such as `?6*7=42` for `42/7=6`, and whether it
-        agrees; ("", True) if the step needs none.
-        """
-        return "", True
 
 
 def compute(a, op, b):

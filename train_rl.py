@@ -260,9 +260,7 @@ def explained_variance(batch, values):
 # The run
 
 def train(args, run):
-    """
-    Do all steps of a run; run.steps() logs and saves between them. Returns the seconds that each part took.
-    """
+    """Do all steps of a run; run.finish logs and saves. Returns the seconds that each part took."""
     seconds = Counter()
     for step in run.steps():
         with clock(seconds, "all"):
@@ -285,6 +283,7 @@ def train(args, run):
                        "mixed": is_mixed(rewards, args).float().mean().item(),
                        "length": batch["mask"].sum().item() / len(rewards), **metrics}
             run.metrics = dict(zip(metrics, mean_over_processes(list(metrics.values()))))
+        run.finish(step)
     return seconds
 
 

@@ -106,14 +106,13 @@ def learning_rate(args, step):
 
 def train(args, run, lesson):
     """
-    Do all steps of a run; lesson(args, step) says what each learns from: (problems, examples). run.steps()
-    yields the steps to do, and when it is asked for the next, logs and saves the one before (trainer.py).
+    Do all steps of a run; lesson(args, step) says what each learns from: (problems, examples). run.finish
+    logs and saves (trainer.py).
     """
     n_workers = args.workers if args.workers is not None else int(run.device.type == "cuda")
     # The lessons of all steps, in order; they may be made ahead in other processes
     lessons = DataLoader(range(run.start, args.steps), batch_size=None, num_workers=n_workers,
                          collate_fn=partial(lesson, args), worker_init_fn=ignore_signals)
-    # run.steps() comes first: at the end zip asks it once more, and so the last step is saved
     for step, (problems, examples) in zip(run.steps(), lessons):
         # 1. With worked solutions: now and then, add the model's own attempts, for the value head.
         own = solutions.own_attempts(run.model, problems, args, step)
@@ -129,6 +128,7 @@ def train(args, run, lesson):
         n_tokens = sum(lengths)
         context = sum(n * n for n in lengths) / 2 / n_tokens            # the mean over all tokens
         run.count(n_tokens, n_sampled, n_tokens, context)
+        run.finish(step)
 
 
 def gradient(model, batch, args):

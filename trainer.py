@@ -135,42 +135,42 @@ class Run:
         self.flops += flops * self.args.processes
 
     def steps(self):
-        """
-        The steps still to do. The trainer does one for each that is yielded; what stands behind the yield
-        runs when it asks for the next: show the metrics, now and then add a row to the table, and save.
-        Ctrl-C, SIGTERM and SIGHUP save too, and end the program.
-        """
-        args, heard = self.args, catch_signals()
+        """The steps still to do; the trainer ends each by calling `finish`."""
+        args, self.heard = self.args, catch_signals()
         wait_for_all()                                      # by now all have read what --init names
         if args.rank == 0:                                  # the other processes learn, and write nothing
             self.take_folder()
             print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
         steps = range(self.start, args.steps)
-        bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1,
-                   disable=args.rank > 0)
-        for step in bar:
-            yield step
-            done = step + 1
-            first_three = list(self.metrics.items())[:3]
-            bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
-            self.check_finite(done, bar)
-            at_power = done & (done - 1) == 0                   # of two: an even spread on a logarithmic axis
-            is_row = done == args.steps or (done % args.log_every == 0 if args.log_every else at_power)
-            stop, = mean_over_processes([float(len(heard))])
-            if args.rank == 0 and is_row:
-                self.log(done, bar)
-            if args.rank == 0 and (is_row or stop or time.monotonic() - self.saved_at > SAVE_EVERY):
-                self.save(done)
-            if stop:
-                bar.close()
-                wait_for_all()                              # no process ends before all is written
-                if args.rank == 0:
-                    print(f"stopped at step {done}; to go on, run the same script with --resume "
-                          f"--out {args.out}")
-                raise SystemExit(128 + (heard or [signal.SIGINT])[0])       # perhaps another process heard it
+        self.bar = tqdm(steps, initial=self.start, total=args.steps, desc=self.name, mininterval=1,
+                        disable=args.rank > 0)
+        yield from self.bar
         wait_for_all()
         if args.rank == 0:
             print(f"wrote {args.out}/{self.name}.pt and {args.out}/{self.name}.csv")
+
+    def finish(self, step):
+        """
+        After a step: show the metrics, now and then add a row to the table, and save. Ctrl-C, SIGTERM and
+        SIGHUP save too, and end the program.
+        """
+        args, done = self.args, step + 1
+        first_three = list(self.metrics.items())[:3]
+        self.bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
+        self.check_finite(done)
+        at_power = done & (done - 1) == 0                       # of two: an even spread on a logarithmic axis
+        is_row = done == args.steps or (done % args.log_every == 0 if args.log_every else at_power)
+        stop, = mean_over_processes([float(len(self.heard))])
+        if args.rank == 0 and is_row:
+            self.log(done)
+        if args.rank == 0 and (is_row or stop or time.monotonic() - self.saved_at > SAVE_EVERY):
+            self.save(done)
+        if stop:
+            self.bar.close()
+            wait_for_all()                                      # no process ends before all is written
+            if args.rank == 0:
+                print(f"stopped at step {done}; to go on, run the same script with --resume --out {args.out}")
+            raise SystemExit(128 + (self.heard or [signal.SIGINT])[0])      # perhaps another process heard it
 
     def take_folder(self):
         """Keep other runs out of --out, and put what earlier ones left there in order."""
@@ -187,30 +187,30 @@ class Run:
         elif self.table:                    # the run may have been killed before it wrote it
             save_table(f"{self.path}.csv", self.table)
 
-    def check_finite(self, done, bar):
+    def check_finite(self, done):
         """End a run that has diverged, before any of it is saved."""
         if not (math.isfinite(self.metrics.get("loss", 0.0)) and is_finite(self.model)):
-            bar.close()
+            self.bar.close()
             if self.args.rank > 0:
                 raise SystemExit(2)
             kept = f"{self.path}.pt holds step {self.saved}" if self.saved else "nothing had been saved yet"
             fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
 
-    def log(self, done, bar):
+    def log(self, done):
         """Add a row to the table, and show it, with a sample; keep some more for experiments/samples.py."""
         row = self.measure(self.args.test_problems if done == self.args.steps else self.args.log_problems)
         n_parameters = sum(weight.numel() for weight in self.model.parameters())
         counts = {"step": done, "tokens": self.tokens, "flops": self.flops, "parameters": n_parameters}
         self.table.append(counts | row | self.metrics)
         figures = [f"{key} {100 * value:.1f}%" for key, value in row.items() if not math.isnan(value)]
-        bar.write("  ".join([f"step {done}", *figures]))
+        self.bar.write("  ".join([f"step {done}", *figures]))
         samples = generate(self.model, self.prompts[:SHOWN], self.args.max_tokens, 0.0, (EOS,))
         completions = [decode(ids) for ids in samples.completions()]
         self.samples.append({"step": done, "prompts": [problem.prompt for problem in self.problems[:SHOWN]],
                              "completions": completions})
         completion, ended, _ = completions[0].partition("<|eos|>")
         reason = verify(self.problems[0], completion).reason if ended else "cut off"
-        bar.write(f"  {self.problems[0].prompt}{completions[0]}  [{reason}]")
+        self.bar.write(f"  {self.problems[0].prompt}{completions[0]}  [{reason}]")
 
     def measure(self, n):
         """Accuracy on n held-out problems, and how well the value head knows which states can be solved."""

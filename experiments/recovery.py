@@ -20,6 +20,7 @@ import torch
 
 from experiments.streams import read_flags
 from metrics import wilson
+from mistakes import slip
 from sample import generate
 from streams import Writer
 from verify import EOS, decode, encode, is_correct, replay
@@ -40,7 +41,7 @@ def begun(problem, beginning, rng):
         line, state = among[rng.integers(len(among))]
         written.step(line)
     if "slip" in beginning:
-        written.step(written.task.slip(problem, state, rng))
+        written.step(slip(problem, state, rng))
     return written
 
 

@@ -172,7 +172,8 @@ def test_groups_without_signal_are_dropped(monkeypatch, algo, kept):
     assert worth_learning(rewards, with_flags(algo=algo, samples=3)).tolist() == kept
     batch = pack([[10 + row] * 2 for row in range(12)], [[3, EOS]] * 12, "cpu") | {"rewards": rewards}
 
-    run = argparse.Namespace(model=None, optimizers=None, steps=lambda: [0], count=lambda *args, **more: None)
+    run = argparse.Namespace(model=None, optimizers=None, steps=lambda: [0], count=lambda *args, **more: None,
+                             finish=lambda step: None)
 
     def learn(model, optimizers, batch, demos, args, lr, seed):
         seen.extend(batch["idx"][:, 0].tolist())

@@ -11,10 +11,10 @@ import pytest
 import best_of_n
 from budget import Settings
 from common import choose_task
-from countdown import wishes
 from experiments.bounds import CURES, cured
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
+from mistakes import check, false_quotients, helpful_results, near_misses, slip
 from scripts import run, run_here, table
 from streams import PIECES_PER_STREAM, SEEN_TARGETS, UNSEEN_TARGETS, parts, piece, plans, stream
 from train_sft import make_parser, streams_lesson
@@ -75,22 +75,22 @@ def of_result(line):
 def test_what_is_imitated_of_streams():
     counts = Counter()
     for problem, written in streams(4, 60):
-        whole, wished = decode(written.ids[:-1]), False     # wished: the attempt has a wrong step
+        whole, is_false = decode(written.ids[:-1]), False   # is_false: the attempt has a wrong step
         standing = {step.line for step in replay(problem, whole).standing}
         for number, (before, line, imitate) in enumerate(lines_of(written)):
             if line.startswith("wait"):
                 assert all(imitate) and not state_value(problem, before)
-                wished = False
-            elif number in standing or line.startswith("?") or wished:
+                is_false = False
+            elif number in standing or line.startswith("?") or is_false:
                 assert all(imitate)
             elif any(imitate):
                 assert imitate == of_result(line)
                 counts["tries"] += 1
             else:
                 assert replay(problem, before + line).state is None
-                wished = not whole[len(before + line):].startswith("wait")
-                counts["wishes" if wished else "slips"] += 1
-    assert counts["tries"] > 200 and 10 < counts["slips"] < 120 and 20 < counts["wishes"] < 120
+                is_false = not whole[len(before + line):].startswith("wait")
+                counts["false" if is_false else "slips"] += 1
+    assert counts["tries"] > 200 and 10 < counts["slips"] < 120 and 20 < counts["false"] < 120
 
 
 def test_what_seems_to_be_solved_is_checked():
@@ -128,16 +128,16 @@ def test_three_numbers_are_checked_only_as_parts_of_four():
     assert not any("?" in decode(written.ids) for _, written in streams(3, 60))
 
 
-def test_wishful_steps_are_near_quotients_that_would_help():
+def test_false_quotients_are_near_and_would_help():
     for problem, _ in problems(3, 60):
-        found = TASK.wishful_steps(problem, problem.numbers)
+        found = false_quotients(problem, problem.numbers)
         for line, left in found:
             a, b, c = map(int, re.findall("[0-9]+", line)[:3])
             assert a % b and abs(a / b - c) <= 2 and TASK.is_solvable(problem, left)
             assert TASK.step(problem, problem.numbers, line.rstrip()) == (None, f"{a}/{b} is not {c}")
-            assert TASK.check(line) == (f"?{c}*{b}={c * b}\n", False)
-    assert TASK.wishful_steps(parse_problem("86 20 6>18"), (86, 20, 6)) == [("86/20=3,6 3\n", (6, 3))]
-    assert TASK.wishful_steps(parse_problem("5 0>18"), (5, 0)) == []
+            assert check(line) == (f"?{c}*{b}={c * b}\n", False)
+    assert false_quotients(parse_problem("86 20 6>18"), (86, 20, 6)) == [("86/20=3,6 3\n", (6, 3))]
+    assert false_quotients(parse_problem("5 0>18"), (5, 0)) == []
 
 
 @pytest.mark.parametrize("line, expected", [
@@ -145,7 +145,7 @@ def test_wishful_steps_are_near_quotients_that_would_help():
     ("5/0=0,0", ("?0*0=0\n", False)),
     ("42*7=294,294", ("", True)), ("42-7=36,36", ("", True)), ("x", ("", True)), ("", ("", True))])
 def test_what_checks_a_step(line, expected):
-    assert TASK.check(line) == expected
+    assert check(line) == expected
 
 
 def test_choices_are_open_to_what_is_legal_and_was_not_tried():
@@ -192,7 +192,7 @@ def test_what_cannot_be_solved_has_no_stream():
 def test_slips_look_like_steps_and_are_wrong(level):
     rng, reasons = np.random.default_rng(0), set()
     for problem, _ in problems(level, 200):
-        line = TASK.slip(problem, problem.numbers, rng).rstrip()
+        line = slip(problem, problem.numbers, rng).rstrip()
         state, reason = TASK.step(problem, problem.numbers, line)
         assert state is None and " is not " in reason, line
         reasons.add(line.replace("=", " ").translate(str.maketrans("", "", "0123456789, ")))
@@ -201,21 +201,21 @@ def test_slips_look_like_steps_and_are_wrong(level):
 
 def test_near_misses_come_near():
     problem = parse_problem("52 24 26>50")
-    wished = {24: [26, 74, 1200], 26: [24, 76, 1300], 52: [2, 102, 2600]}      # by the number that is left
-    near = TASK.near_misses(problem, problem.numbers)
+    helpful = {24: [26, 74, 1200], 26: [24, 76, 1300], 52: [2, 102, 2600]}     # by the number that is left
+    near = near_misses(problem, problem.numbers)
     for line, (other, result) in TASK.legal_steps(problem.numbers, 1000):
-        is_near = any(0 < abs(result - wish) < 0.2 * wish for wish in wished[other])
+        is_near = any(0 < abs(result - x) < 0.2 * x for x in helpful[other])
         assert ((line, (other, result)) in near) == is_near, line
     assert [line for line, _ in near] == ["52-24=28,26 28\n", "52+26=78,24 78\n"]
-    assert TASK.near_misses(problem, (24, 28)) == [("28+24=52,52\n", (52,))]
-    assert TASK.near_misses(problem, (1, 2, 3, 4)) == []
+    assert near_misses(problem, (24, 28)) == [("28+24=52,52\n", (52,))]
+    assert near_misses(problem, (1, 2, 3, 4)) == []
 
 
-def test_wishes_are_what_makes_the_target():
+def test_helpful_results_make_the_target():
     for problem, _ in problems(2, 100):
         other, number = problem.numbers
         makes = [result for _, (result,) in TASK.legal_steps(problem.numbers)]
-        assert (problem.target in makes) == (number in wishes((other,), problem.target))
+        assert (problem.target in makes) == (number in helpful_results((other,), problem.target))
 
 
 @pytest.mark.parametrize("level, levels", [(3, [3]), (4, [4, 3]), (5, [5, 4, 3])])
