@@ -54,7 +54,10 @@ def print_step(node):
 
 
 def show_search(model, problem, args, live):
-    """Solve a problem by tree search and show the tree; live: first its lines, as they are found."""
+    """
+    Solve a problem by tree search and show the tree; live: first its lines, as they are found. Returns the
+    Result, and a function that makes its page.
+    """
     scorer, steps = "verifier" if TASKS[problem.task].checkable else "value", []
 
     def watch(search, node, value):
@@ -68,7 +71,7 @@ def show_search(model, problem, args, live):
     print("\n" * live + f"{problem.prompt.rstrip()}    {legend}\n")
     print_tree(search, search.root)
     print(f"\n{problem.prompt}{result.completion}", end="")
-    finish(problem, result, args, partial(tree_page, search, steps))
+    return result, partial(tree_page, search, steps)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -87,7 +90,10 @@ def print_token(line, token, value):
 
 
 def show_stream(model, problem, args, live):
-    """Show a stream on one problem; live: token by token, with a value beside each line."""
+    """
+    Show a stream on one problem; live: token by token, with a value beside each line. Returns as show_search
+    does.
+    """
     tokens, line = [], encode(problem.prompt)
 
     def watch(token, value):
@@ -99,14 +105,18 @@ def show_stream(model, problem, args, live):
     settings = Settings(args.max_tokens, torch.Generator().manual_seed(args.seed), watch=watch)
     result, = one_stream(model, [problem], args.budget, settings)
     print("\n" if live else f"{problem.prompt}{result.completion.rstrip()}\n", end="")
-    finish(problem, result, args, partial(stream_page, problem, tokens))
+    return result, partial(stream_page, problem, tokens)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # One problem, or one after another
 
-def finish(problem, result, args, make_page):
-    """Say how it ended, and write the page if one is asked for."""
+def show(model, problem, args, live=False):
+    """Solve a problem, say how it ended, and write the page if one is asked for."""
+    if not TASKS[problem.task].is_drawn(problem):
+        print("note: no problem like this one was ever trained on: its numbers are too small or too large\n")
+    solve = show_stream if args.streams else show_search
+    result, make_page = solve(model, problem, args, live)
     verdict = verify(problem, result.completion)
     outcome = f"{'solved' if verdict.correct else 'not solved'} ({verdict.reason}), {result.tokens} tokens"
     print(outcome)
@@ -114,17 +124,9 @@ def finish(problem, result, args, make_page):
         write_page(args.html, make_page(), problem, outcome, args.init)
 
 
-def show(model, problem, args, live=False):
-    if not TASKS[problem.task].is_drawn(problem):
-        print("note: no problem like this one was ever trained on: its numbers are too small or too large\n")
-    (show_stream if args.streams else show_search)(model, problem, args, live)
-
-
-def read_problem(text, model, args, at_its_level=False):
+def read_problem(text, model, args):
     """The problem in a text, if this model can be asked it. ValueError says why not."""
     problem = parse_problem(tidy(text))
-    if at_its_level:
-        take_its_level(problem, args)
     check_level(problem, args)
     check_room(model, [encode(problem.prompt)], args.max_tokens)
     if not state_value(problem, ""):
@@ -142,10 +144,11 @@ def take_its_level(problem, args):
 
 def typed_lines():
     """The lines of the standard input, each asked for if somebody sits there, until Ctrl-D."""
-    asks = sys.stdin and sys.stdin.isatty()
-    if sys.stdin:
-        sys.stdin.reconfigure(errors="replace")
-    while sys.stdin:
+    if not sys.stdin:                       # closed
+        return
+    asks = sys.stdin.isatty()
+    sys.stdin.reconfigure(errors="replace")
+    while True:
         try:
             yield input("\nproblem> " if asks else "").strip()
         except EOFError:
@@ -193,11 +196,12 @@ def main():
         if args.html:
             check_name(args.html)
         # Who names a folder means the model in it
-        model = load_model(args, [SHIPPED] if "out" not in args.given else [])
+        model = load_model(args, None if "out" in args.given else SHIPPED)
         args.budget = args.budget or (STREAM_BUDGETS if args.streams else BUDGETS)[-1]
         if not args.problem:
             return converse(model, args)
-        problem = read_problem(args.problem, model, args, at_its_level=True)
+        take_its_level(parse_problem(tidy(args.problem)), args)
+        problem = read_problem(args.problem, model, args)
     if args.html:
         open_folder(*os.path.split(args.html))          # what cannot be written is told before the search
     print(f"checkpoint {args.init}\n")

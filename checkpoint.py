@@ -79,14 +79,14 @@ def load_checkpoint(path, device="cpu", needs=()):
     return to_device(model, torch.device(device)), checkpoint
 
 
-def load_model(args, others=()):
+def load_model(args, fallback=None):
     """
-    The model of --init, by default the last one trained in --out, then the first there is of others; its task
-    is filled in. ValueError if there is none.
+    The model of --init, by default the last one trained in --out, or else the fallback; its task is filled
+    in. ValueError if there is none.
     """
-    trained = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
-    there = sorted(filter(os.path.exists, trained), key=os.path.getmtime, reverse=True)
-    args.init = args.init or next(filter(os.path.exists, [*there, *others]), trained[0])
+    paths = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
+    last = max(filter(os.path.exists, paths), key=os.path.getmtime, default=fallback or paths[0])
+    args.init = args.init or last
     model, checkpoint = load_checkpoint(args.init, choose_device(args.device), needs=("flags",))
     choose_task(args, checkpoint["flags"])
     return model

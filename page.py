@@ -103,14 +103,16 @@ def node_row(search, node, answer):
 
 def stream_page(problem, tokens):
     """What the page of a stream shows, a row for each line. tokens: (token, P(correct) before it)."""
-    ids, values = zip(*tokens, (None, None))            # the last value, of all of it, nobody knows
+    ids = [token for token, _ in tokens]
+    values = [value for _, value in tokens] + [None]    # the last, of the whole, is not known
     ends = [i + 1 for i, token in enumerate(ids) if token == NEWLINE]
-    *lines, tail = decode(list(ids[:-1])).split("\n")
+    *lines, tail = decode(ids).split("\n")
     rows = [make_row(problem.prompt.rstrip(), "the problem", exact_value(problem, ""), values[0])]
     standing = replay(problem, "").standing
     for i, (line, end) in enumerate(zip(lines[:MOST], ends), 1):
         text = "\n".join(lines[:i]) + "\n"
         read = replay(problem, text)
+        # What stood before and stands no more was taken back by this line
         taken, standing = standing[len(read.standing):], read.standing
         for step in taken:                  # row 0 is the prompt, so line 0 is row 1
             rows[step.line + 1]["taken"] = i

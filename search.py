@@ -142,8 +142,11 @@ def best_temperature(model, method, budget, settings, args):
     return max(solved, key=solved.get)
 
 
-def measure(model, problems, name, budget, settings, args, seconds=0.0):
-    """One row of the table, and the Result of each problem. seconds: what it took to draw given samples."""
+def measure(model, problems, name, budget, settings, args, seconds_to_draw=0.0):
+    """
+    One row of the table, and the Result of each problem. seconds_to_draw: what the samples took that settings
+    holds. All methods share a generator, which is seeded anew for each.
+    """
     method = METHODS[name]
     settings = replace(settings, temperature=method.temperature)
     if method.best_temperature:
@@ -151,7 +154,7 @@ def measure(model, problems, name, budget, settings, args, seconds=0.0):
     settings.generator.manual_seed(args.seed)
     started = time.time()
     results = run_method(model, problems, method, budget, settings)
-    seconds, n = seconds + time.time() - started, len(problems)
+    seconds, n = seconds_to_draw + time.time() - started, len(problems)
     correct, tokens = count_correct(problems, results), sum(r.tokens for r in results) / n
     low, high = wilson(correct, n)
     # How many others a token sees, on the mean over tokens: long streams have long contexts
@@ -173,7 +176,7 @@ def fill_table(model, problems, args):
     table, settings = [], Settings(args.max_tokens, torch.Generator(), c_puct=args.c_puct)
     bar = tqdm(total=len(args.budgets) * len(args.methods), desc="search", disable=args.rank > 0)
     for i, budget in enumerate(args.budgets):
-        settings.samples, seconds = None, 0.0
+        settings.samples, seconds_to_draw = None, 0.0
         had_room = any(earlier >= args.max_tokens for earlier in args.budgets[:i])
         for name in args.methods:
             bar.update()
@@ -184,8 +187,9 @@ def fill_table(model, problems, args):
                 settings.generator.manual_seed(args.seed)
                 started = time.time()
                 settings.samples = shared(lambda part: sample_n(model, part, budget, settings), problems)
-                seconds = time.time() - started
-            row, results = measure(model, problems, name, budget, settings, args, seconds * method.ranks)
+                seconds_to_draw = time.time() - started
+            seconds = seconds_to_draw if method.ranks else 0.0
+            row, results = measure(model, problems, name, budget, settings, args, seconds)
             table.append(row)
             if args.rank == 0:
                 bar.write(describe(row))
@@ -247,11 +251,12 @@ def load_problems(args):
 
 
 def check_methods(args):
-    useless = [name for name in args.methods if name not in default_methods(args.task, args.streams)]
+    useful = default_methods(args.task, args.streams)
+    useless = [name for name in args.methods if name not in useful]
     if useless:
         raise ValueError(f"--methods {', '.join(useless)}: for {args.task} with a model of "
                          f"{STREAMS if args.streams else SOLUTIONS} there are "
-                         f"{', '.join(default_methods(args.task, args.streams))}")
+                         f"{', '.join(useful)}")
     if args.save and args.problems:
         raise ValueError("--save searches fresh training problems: leave --problems out")
     if args.save and not len(args.methods) == len(args.budgets) == 1:
@@ -271,7 +276,7 @@ def run(parser, args):
         check_room(model, [encode(problem.prompt) for problem in problems], args.max_tokens)
     path = args.save or os.path.join(args.out, "search.csv")
     if args.rank > 0:                       # it works for the first process, which prints and writes
-        args.seed += args.rank << 50        # with samples of its own
+        args.seed += args.rank << 50        # with samples of its own: seeds are below 2 ** 50
         for _ in fill_table(model, problems, args):
             pass
         return
