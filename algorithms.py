@@ -3,7 +3,7 @@ From rewards to a loss: the algorithms of RL, each an entry in `ALGORITHMS`.
 
     filter      advantage = return of a right sample, 0 of a wrong one: what is right is imitated, the rest
                 ignored (STaR, Zelikman et al. 2022)
-    reinforce   advantage = return - mean return of the problem's samples; one on-policy step, so no ratio
+    reinforce   advantage = return - mean return of the problem's samples; one step a batch, so no ratio
     ppo         advantage = GAE over the value head; several steps on a batch, with a clipped ratio
 
 The return at a token is the future reward: the verdict, and with a --half-life, as streams have it, the
@@ -14,18 +14,17 @@ A batch (batches.py) holds B completions, --samples of each problem side by side
 (B, T) of the policy that sampled them, the values as logits; and with a --half-life "begins" (B, T) and
 "was_cut_off" (B,), see `mark_attempts`. `learn` adds "returns" and "advantages" (B, T).
 
-Deviations from the papers: the group's mean is not divided by its standard deviation (Dr. GRPO, Liu et al.
+Deviations from the papers: advantages are not divided by the group's standard deviation (Dr. GRPO, Liu et al.
 2025); groups without a gradient are dropped (DAPO, Yu et al. 2025; see `worth_learning`); the value head's
 targets are the returns, lambda = 1, and only the policy's lambda is lower (VC-PPO, Yuan et al. 2025); there
-is no discount, except for streams. The value head, too, learns only from groups that were not dropped, so it
-predicts success on problems that are sometimes solved, and without a --half-life not always.
+is no discount but with a --half-life. The value head, too, learns only from groups that were not dropped, so
+it predicts success on problems that are sometimes solved, and without a --half-life not always (the filter
+keeps those, too).
 """
 from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
-
-NEVER = 10 ** 9                             # larger than any position
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -61,31 +60,29 @@ def discounted_returns(batch, args):
         c d | e f   0           1/24  1/12 | 0  0
 
     A stream that goes back to the problem is where it was at the prompt: it begins a new attempt. How that
-    one turns out is noise for the attempts before it, so it is replaced by its expectation, the mean worth of
-    an attempt (`attempt_value`). Here three attempts were begun, at a, c and e, worth 1/2, 0 and 0: the mean
-    is 1/6. With g = 0.5 ** (1 / half-life), the return is
+    one turns out says nothing about the attempts before it, so these get the mean value of an attempt at its
+    beginning instead (`attempt_value`). Here three attempts were begun, at a, c and e, with values 1/2, 0 and
+    0: the mean is 1/6. With g = 0.5 ** (1 / half-life), from the end on,
 
-        g ** (tokens to the end of the attempt) * worth
-
-    where worth is the reward in the last attempt and attempt_value in the others. A stream that was cut off
-    would have gone on, so in its last attempt worth is attempt_value, too.
+        return of the last token = reward, or the mean value if the stream was cut off: it would have gone on
+        return of another = g * (the mean value if an attempt begins at the next token, else its return)
 
     Why a half-life: if streams were stopped after each token with the same small probability, 1 - g, the
-    discounted reward would be the probability that one is solved before that. No limit has to be chosen.
+    discounted reward would be the probability that it solves the problem before that. So no limit on the
+    length has to be chosen.
     """
-    rewards = batch["rewards"][:, None]                                 # (B, 1)
     if not args.half_life:
-        return rewards.expand_as(batch["old_values"])
-    decay, begins = 0.5 ** (1 / args.half_life), batch["begins"]
-    position = batch["mask"].cumsum(1)                                  # (B, T), 1 at the first token
-    last = position[:, -1:]                                             # (B, 1)
-    mean_worth = attempt_value(batch, decay ** (last - position), args)                 # (B, 1)
-    # Where the next attempt begins: the smallest such position on the right
-    next_begin = F.pad(position.where(begins, NEVER)[:, 1:], (0, 1), value=NEVER)
-    next_begin = next_begin.flip(1).cummin(1).values.flip(1)
-    is_last = next_begin == NEVER                                       # (B, T), whether no attempt follows
-    worth = rewards.where(is_last & ~batch["was_cut_off"][:, None], mean_worth)
-    return worth * decay ** (last.where(is_last, next_begin) - position)
+        return batch["rewards"][:, None].expand_as(batch["old_values"])
+    decay, mask = 0.5 ** (1 / args.half_life), batch["mask"]
+    position = mask.cumsum(1)                                           # (B, T), 1 at the first token
+    mean_value = attempt_value(batch, decay ** (position[:, -1:] - position), args)[:, 0]           # (B,)
+    running = mean_value.where(batch["was_cut_off"], batch["rewards"])
+    returns = torch.zeros_like(batch["old_values"])
+    for t in reversed(range(mask.size(1))):
+        returns[:, t] = running
+        before = decay * mean_value.where(batch["begins"][:, t], running)
+        running = before.where(mask[:, t], running)
+    return returns
 
 
 def attempt_value(batch, to_the_end, args):
@@ -109,7 +106,7 @@ def filter_advantages(batch, args):
     The return where the sample is right. The gradient of sum(reward * log-prob) is that of the log-likelihood
     of the samples that are right: to imitate one's own right answers is a policy gradient without a baseline.
     """
-    is_right = batch["rewards"] > 0         # tokens of wrong streams have returns above 0, too
+    is_right = batch["rewards"] > 0         # with a half-life wrong streams have returns above 0, too
     return batch["returns"] * is_right[:, None]
 
 
@@ -137,11 +134,11 @@ def gae_advantages(batch, args):
     return lambda_sums(after - values, mask, gamma * args.lam)
 
 
-def lambda_sums(deltas, mask, lam):
-    """sum_k lam^k delta_{t+k} over the tokens of a completion: (B, T) -> (B, T)."""
+def lambda_sums(deltas, mask, decay):
+    """sum_k decay^k delta_{t+k} over the tokens of a completion: (B, T) -> (B, T)."""
     sums, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
     for t in reversed(range(deltas.size(1))):
-        running = (deltas[:, t] + lam * running) * mask[:, t]
+        running = (deltas[:, t] + decay * running) * mask[:, t]
         sums[:, t] = running
     return sums
 

@@ -19,7 +19,7 @@ import torch
 
 from verify import PAD, VOCAB_SIZE, encode
 
-TOKENS_AT_ONCE = 2048                       # of a forward pass; does not affect the result
+TOKENS_AT_ONCE = 2048                       # of a forward pass; changes results by rounding only
 
 
 @dataclass
@@ -89,8 +89,8 @@ def n_learnt(batch):
 
 def imitation_loss(logits, batch):
     """
-    The sum over these tokens of -log P(one that is accepted follows): where a token is imitated, its cross
-    entropy. Prompts have no loss. logits: (B, T, V).
+    The sum of -log P(one that is accepted follows) over the tokens that the policy learns from; where a token
+    is imitated, its cross entropy. Prompts have no loss. logits: (B, T, V).
     """
     learnt = batch["accepted"].any(-1)                                  # (B, T)
     logprobs = logits[learnt].log_softmax(-1)                           # (n_learnt, V)
@@ -104,8 +104,8 @@ def take(batch, rows):
 
 def by_length(batch, n_tokens=TOKENS_AT_ONCE):
     """
-    (rows, what the batch holds of them) for some rows at a time, of similar length and without the padding
-    behind them: at most n_tokens, padding included, unless a single row is longer.
+    Cut a batch into parts with rows of similar length: yields (rows, part) without the padding behind them.
+    A part has at most n_tokens, padding included, unless a single row is longer.
     """
     mask = batch["mask"]
     columns = torch.arange(1, mask.size(1) + 1, device=mask.device)
@@ -117,5 +117,4 @@ def by_length(batch, n_tokens=TOKENS_AT_ONCE):
         chunks[-1].append(row)
     for chunk in filter(None, chunks):
         rows, T = torch.tensor(chunk, device=mask.device), length_of[chunk[-1]]
-        part = take(batch, rows)
-        yield rows, {key: tensor[:, :T] if tensor.dim() > 1 else tensor for key, tensor in part.items()}
+        yield rows, {key: x[rows, :T] if x.dim() > 1 else x[rows] for key, x in batch.items()}

@@ -109,9 +109,9 @@ class Countdown(Task):
 
     def draw(self, level, n, rng, accept, progress, targets=None):
         """
-        Draw the target, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). The first
-        problems are hard, their first solution multiplies or divides: 30 % of them in the first half of
-        training, then fewer, at its end none.
+        Draw the target, then numbers until it can be reached (Gandhi et al. 2024, section 3.1). The first 30
+        % of the problems are hard: nearly all of them multiply or divide in their first solution. In the
+        second half of training this share falls to 0.
         """
         wanted = rng.choice(TARGETS if targets is None else [index(target) for target in targets], n)
         n_hard = MULTIPLY * min(1.0, 2 - 2 * progress) * n
@@ -148,7 +148,7 @@ class Countdown(Task):
     # For the teachers, solutions.py and streams.py
 
     def hard_part(self, solution):
-        return solution[:solution.index(",") + 1]               # the first step: the rest is easy to learn
+        return solution[:solution.index(",") + 1]               # up to the first result: the rest is easy
 
     def chosen_part(self, line):
         return line[:line.index("=") + 1]                           # what follows the = is determined

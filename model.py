@@ -2,10 +2,10 @@
 A small GPT with a value head, a key-value cache and a count of FLOPs.
 
 Of the blocks that were tried this one learns arithmetic fastest: norms without gains, rotary positions
-(RoPE), normed queries and keys, a ReLU-squared MLP, no biases, output layers that start at zero. And each
-position embeds the two tokens before it as well, and the number that the last digits make: without it,
-training stalls until the model has discovered that digits belong together. `--depth` sets the size: 3 is
-3 layers, 4 heads, 128 wide (0.55M parameters).
+(RoPE), normed queries and keys, a ReLU-squared MLP, no biases; the last layer of each block and both heads
+start at zero. Each position embeds the two tokens before it as well, and the number that the last digits
+make: without it, training stalls until the model has discovered that digits belong together. `--depth` sets
+the size: 3 is 3 layers, 4 heads, 128 wide (0.55M parameters).
 
 Weights are float32. Where the processor multiplies bfloat16 natively, activations are bfloat16 and each
 weight is cast where it is used: about twice as fast, and simpler than autocast.
@@ -53,7 +53,8 @@ N_CIRCLES = len(PERIODS) + len(LOG_PERIODS)
 def number_circles(n):
     """
     The numbers below n as points on circles: (n, 2 * N_CIRCLES). On a circle of period 10, say, the angle is
-    the last digit, and to add is to rotate (FoNE, Zhou et al. 2025). On circles of log n, to multiply is.
+    the last digit, and to add is to rotate (FoNE, Zhou et al. 2025). On circles of log n, to multiply is to
+    rotate.
     """
     number = torch.arange(n, dtype=torch.float64)[:, None]
     turns = number / torch.tensor(PERIODS)
@@ -64,9 +65,9 @@ def number_circles(n):
 
 def number_table(n):
     """
-    For each sequence of n digits, where 10 stands for any other token, the number that the digits at its end
-    make: for 7 6 0 it is 760, for 10 6 0 it is 60, and where the last is no digit 10 ** n, which stands for
-    no number. (11 ** n,), in the order of the sequences read in base 11.
+    The number at the end of each sequence of n digits, where 10 stands for any other token: 7 6 0 gives 760,
+    10 6 0 gives 60; if the last is no digit, 10 ** n, for no number. (11 ** n,), by the sequence read in base
+    11.
     """
     digits = torch.cartesian_prod(*[torch.arange(11)] * n).view(-1, n)  # all sequences
     is_digit = (digits < 10).long()
@@ -146,10 +147,10 @@ class Attention(nn.Module):
         k, v = qk[:, :, -1], qkv[:, :, -1]                              # (B, T, hs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, T_all, hs)
-        is_whole_text = k.size(1) == T      # nothing was cached before
-        if T <= SPAN or not is_whole_text:
+        if T <= SPAN:
             y = attend(q, k, v, mask)
         else:
+            assert k.size(1) == T, "so many tokens can only be read with an empty cache"
             # A few positions at a time. Later ones are masked anyway: to skip them saves half of the work.
             n_head, y = q.size(1) // T, []
             for t in range(0, T, SPAN):
@@ -249,7 +250,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.lm_head = Linear(config.n_embd, config.vocab_size, scale=0.0)
         self.value_head = Linear(config.n_embd, 1, scale=0.0)
-        # Cosines and sines that are scaled scale the query
+        # To scale a query's cosines and sines is to scale the query
         rotary = rotary_table(config) * sharpness_table(config)         # (block_size, 2, nh + 1, hs)
         self.register_buffer("rotary", rotary, persistent=False)
 

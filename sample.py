@@ -15,9 +15,9 @@ kept apart from its column. So greedy decoding of a row does not depend on the o
 sampled stop token belongs to the sample: it has a log-prob and is inside the mask, so that stopping can be
 learnt.
 
-A step (`Decoder.step`) uses only buffers that were allocated before. On a CPU it is called directly. On a GPU
-a model this small is limited by kernel launches, so there the step is captured in a CUDA graph and launched
-as one. From time to time the unfinished rows move to a smaller decoder.
+A step (`Decoder.step`) reads and writes buffers that were allocated before. On a CPU it is called directly.
+On a GPU a model this small is limited by kernel launches, so there the step is captured in a CUDA graph and
+launched as one. From time to time the unfinished rows move to a smaller decoder.
 """
 import copy
 import weakref
@@ -29,8 +29,8 @@ import torch
 from model import KVCache, Linear
 
 LOOK_EVERY = 8                              # steps between looks at how many rows are still alive
-PATIENCE = {"cpu": 0.75, "cuda": 0.5}       # if at most this share is alive, it moves to a smaller decoder
-FEW_ROWS = 96                               # below it, a CPU computes in float32
+SHRINK_AT = {"cpu": 0.75, "cuda": 0.5}      # when at most this share of rows is alive, these move
+FEW_ROWS = 96                               # with fewer rows a CPU computes in float32
 BLOCK = {"cpu": 16, "cuda": 64}             # attention looks at a multiple of so many columns
 
 
@@ -149,15 +149,14 @@ class Decoder:
         length = torch.tensor([len(prompt) for prompt in prompts], device=device)[prompt_of]
         windows = torch.tensor([([0] * n_gram + prompt)[-n_gram:] for prompt in prompts], device=device)
         n = len(prompt_of)
-        self.n = n
-        self.restart(start, seed)
+        self.restart(n, start, seed)
         self.cache.copy(cache, prompt_of, start)
         rows.index[:n] = torch.arange(n, device=device)
         rows.window[:n, 0] = windows[prompt_of]
         rows.position[:n, 0] = length - 1
         rows.seen.fill_(float("-inf"))
-        empty = torch.arange(start, device=device) >= length[:, None] - 1               # (n, start)
-        rows.seen[:n, 0, :start] = rows.seen.new_zeros(n, start).masked_fill(empty, float("-inf"))
+        is_prompt = torch.arange(start, device=device) < length[:, None] - 1            # (n, start)
+        rows.seen[:n, 0, :start].masked_fill_(is_prompt, 0.0)
         rows.limit[:n] = torch.tensor(limit, device=device)
         rows.alive[:n] = True
         return self
@@ -166,15 +165,15 @@ class Decoder:
         """Go on with rows kept (n,) of another, larger decoder with as many columns."""
         assert other is not self
         n = len(kept)
-        self.n = n
-        self.restart(other.column, seed)
+        self.restart(n, other.column, seed)
         self.cache.copy(other.cache, kept, other.column)
         for name, buffer in vars(self.rows).items():
             buffer[:n] = getattr(other.rows, name)[kept]
         return self
 
-    def restart(self, column, seed):
-        """Zero all buffers."""
+    def restart(self, n, column, seed):
+        """Zero all buffers, for n rows that go on from a column."""
+        self.n = n
         for buffer in vars(self.rows).values():
             buffer.zero_()
         self.column = column
@@ -269,7 +268,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, stop_tokens=(), ge
             if read_last and t + 1 < n_steps:
                 decoder.advance()           # for the rows that ended just now
             break
-        if len(alive) <= PATIENCE[alive.device.type] * decoder.n and not read_last:
+        if len(alive) <= SHRINK_AT[alive.device.type] * decoder.n and not read_last:
             all_rows = leave_behind(decoder, all_rows)
             decoder = make_decoder(model, len(alive), *settings).take(decoder, alive, draw_seed(seeds))
     return collect(leave_behind(decoder, all_rows), P, n_top, decoder.cache if read_last else None)
@@ -280,7 +279,7 @@ def draw_seed(generator):
 
 
 def leave_behind(decoder, all_rows):
-    """Write a decoder's rows to their places among the rows of all samples, which the first call creates."""
+    """Copy a decoder's rows to their places in all_rows, which the first call creates."""
     rows = {name: buffer[:decoder.n] for name, buffer in vars(decoder.rows).items()}
     if all_rows is None:
         return SimpleNamespace(**{name: buffer.clone() for name, buffer in rows.items()})
@@ -294,9 +293,9 @@ def collect(rows, start, n_top, cache):
     T_new = int(rows.length.max())
     mask = torch.arange(T_new, device=rows.length.device) < rows.length[:, None]        # (B, T_new)
 
-    def new(column):
-        column = column[:, start:start + T_new]
-        return column * mask.view(*mask.shape, *[1] * (column.dim() - 2))
+    def new(buffer):
+        buffer = buffer[:, start:start + T_new]
+        return buffer * mask.view(*mask.shape, *[1] * (buffer.dim() - 2))
 
     samples = Samples(new(rows.tokens), mask, new(rows.logprobs), new(rows.values), start=start - 1)
     if n_top:

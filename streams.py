@@ -22,10 +22,11 @@ Every line ends in a prompt of its own, so the numbers that the next step needs 
 the stream is; and what is learnt about three numbers helps with the end of four. A stream always goes back to
 the problem itself, never to what an opening left: small models that have both confuse the numbers.
 
-The teacher knows, by enumeration, which openings can be solved, and how. Wrong openings and the steps behind
-them are drawn at random, or are near misses. The choice of such a step is not imitated; what follows from it
-is, the result and the numbers left, and then the return. So of openings only right ones are imitated, behind
-wrong ones that came before. Some lines are slips, wrong on purpose: of these only the return is imitated.
+The teacher knows, by enumeration, which openings can be solved, and how. Wrong openings are drawn at
+random; so are the steps behind them, half of them from near misses where there are any. The choice of such a
+step is not imitated; what follows from it is, the result and the numbers left, and then the return. So of
+openings only right ones are imitated, behind wrong ones that came before. Some lines are slips, wrong on
+purpose: after these only the return is imitated.
 
 From four numbers on streams are long, and two things are added. Where the choice of a step is not imitated,
 the loss accepts any legal step, and of openings any that was not tried yet (`choose`). And small models write
@@ -59,9 +60,10 @@ CAREFUL_FROM = 4        # numbers, from which choices are left open and quotient
 FALSE_END = 0.3         # P(a try has a false quotient and a check, if it can)
 FALSE_AT = 0.15, 0.6, 0.25      # P(the false quotient is then the first step, the second, the third)
 # The lessons, by how far training is, from 0 to 1
-WHOLE_UNTIL = 0.03      # first all lessons show whole pieces,
-STREAMS_AFTER = 0.4     # then most show first steps only; after this it goes by the table
-SCHEDULE = "whole", "streams", "plans", "streams", "first steps", "streams", "plans", "streams"
+WHOLE_UNTIL = 0.03      # until then all show whole pieces; later they go by tables, over and over:
+STREAMS_AFTER = 0.4     # until then by the first, later by the second
+WITHOUT_STREAMS = "whole", *7 * ("first steps",)
+WITH_STREAMS = "whole", "streams", "plans", "streams", "first steps", "streams", "plans", "streams"
 PIECES_PER_STREAM = 12  # a stream counts as so many pieces
 
 
@@ -173,12 +175,6 @@ def stream(problem, rng, most=99):
     return written.end(solution)
 
 
-def hopeless(problem, steps):
-    """Of some (line, what is left) those after which the target is out of reach."""
-    task = TASKS[problem.task]
-    return [(line, left) for line, left in steps if not task.is_solvable(problem, left)]
-
-
 def try_in_vain(written, state, rng):
     """
     What is tried behind a wrong opening: steps, often to the last one, which shows what it came to; or a
@@ -195,11 +191,9 @@ def try_in_vain(written, state, rng):
     for _ in range(n_steps):
         legal = task.legal_steps(state, LARGEST + 1)
         near = near_misses(problem, state) if rng.random() < NEAR_MISS else []
-        steps = hopeless(problem, near or legal)
-        if steps:
-            line, left = steps[rng.integers(len(steps))]
-            written.choose(line, legal)
-            state = left
+        steps = near or legal               # all in vain, as the target is out of reach already
+        line, state = steps[rng.integers(len(steps))]
+        written.choose(line, legal)
 
 
 def parts(problem, rng):
@@ -221,7 +215,7 @@ def parts(problem, rng):
 
 
 def piece(problem, solution, whole, level=None):
-    """A part of every stream, of this level: a worked solution, or its first step up to the result."""
+    """A worked solution, or its first step up to the result. level: of the problem that it is a part of."""
     written = Writer(problem, level)
     if whole:
         written.steps(solution)
@@ -232,16 +226,19 @@ def piece(problem, solution, whole, level=None):
 
 def lesson(task, level, n, rng, step, progress):
     """
-    What a step of training shows, a list of Writer, by the schedule above. With three numbers there are no
-    plans; first steps are shown instead.
+    What a step of training shows, a list of Writer, by the schedule above:
+
+        whole           worked solutions, and a few streams
+        first steps     of worked solutions, up to the result
+        streams
+        plans           right openings, one behind the other; with three numbers first steps instead
     """
     def draw(n):
         return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]
 
-    kind = SCHEDULE[step % len(SCHEDULE)]
-    if progress <= WHOLE_UNTIL:
-        kind = "whole"
-    elif kind != "whole" and (progress <= STREAMS_AFTER or kind == "plans" and level == 3):
+    schedule = WITHOUT_STREAMS if progress <= STREAMS_AFTER else WITH_STREAMS
+    kind = "whole" if progress <= WHOLE_UNTIL else schedule[step % 8]
+    if kind == "plans" and level == 3:
         kind = "first steps"
     if kind == "streams":
         return [stream(problem, rng) for problem in draw(n // PIECES_PER_STREAM)]
@@ -251,8 +248,8 @@ def lesson(task, level, n, rng, step, progress):
     solved = [part for problem in draw(n // (level - 2)) for part in parts(problem, rng)]
     if kind == "first steps":
         return [piece(*part, whole=False, level=level) for part in solved]
-    # Whole pieces, half as many, and short streams. The first half of what is drawn has the hard problems of
-    # three numbers (see `draw` in countdown.py).
+    # Half as many, and short streams. Of what is drawn the hard problems come first (see `draw` in
+    # countdown.py), so with three numbers the first half has all of them.
     pieces = [piece(*part, whole=True, level=level) for part in solved[:n // 2]]
     return pieces + [stream(problem, rng, 2) for problem in draw(n // 6)]
 
@@ -262,9 +259,8 @@ def lesson(task, level, n, rng, step, progress):
 
 def try_falsely(written, opening, state, openings, rng):
     """
-    In place of try_in_vain and its opening: after no step, the opening, or one step more a false quotient
-    that would make the target reachable; the apparent solution; and the check that fails. False if there is
-    no such quotient.
+    In place of an opening and try_in_vain: a false quotient, as the first, second or third step, that would
+    make the target reachable; the apparent solution; and the check that fails. False if there is none.
     """
     task, problem = written.task, written.problem
     n_before = rng.choice(3, p=FALSE_AT)       # steps before the false one
@@ -273,10 +269,7 @@ def try_falsely(written, opening, state, openings, rng):
         before, state = [], written.start
     if n_before == 2:
         legal = task.legal_steps(state, LARGEST + 1)
-        steps = hopeless(problem, legal)
-        if not steps:
-            return False
-        line, state = steps[rng.integers(len(steps))]
+        line, state = legal[rng.integers(len(legal))]
         before.append((line, legal))
     quotients = false_quotients(problem, state)
     if not quotients:
@@ -292,9 +285,9 @@ def try_falsely(written, opening, state, openings, rng):
 
 def plans(problem, rng, most=4):
     """
-    From four numbers on, a part of every stream: openings that can be solved, in any order, each with the
-    first step of its solution; the last of them is solved. Any that was not shown yet is accepted. The
-    `wait` is not imitated, as one would not go back from what can be solved.
+    An exercise, not a stream: openings that can be solved, in any order, each with the first step of its
+    solution; the last of them is solved. Any that was not shown yet is accepted. The `wait` is not imitated,
+    as an opening that can be solved is no reason to go back.
     """
     written = Writer(problem)
     right, _ = written.openings()

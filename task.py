@@ -31,7 +31,7 @@ class Task:
     rules = ""                              # an explanation for the HTML page
     example = ""                            # of a prompt
     checkable = False                   # whether a finished solution can be checked without a hidden answer
-    # Whether legal_steps lists all steps from a state, and a completion has level - 1 of them
+    # Whether legal_steps lists all steps from a state, and a solution has level - 1 of them
     enumerable = False
 
     # The language
@@ -56,7 +56,7 @@ class Task:
         raise NotImplementedError
 
     def restate(self, problem, state):
-        """A state as a prompt without its newline: `wait` and this text go back to it. None: impossible."""
+        """A state as a prompt, without the newline, for the line `wait P`. None if it cannot be written."""
         return None
 
     def in_order(self, state):
@@ -81,7 +81,7 @@ class Task:
         raise NotImplementedError
 
     def solve(self, problem, rng=None):
-        """One worked solution, drawn by rng where there are several, else the first; None if none is."""
+        """A worked solution, a random one if rng is given, else the first. None if there is none."""
         raise NotImplementedError
 
     # Problems, and the lengths of completions
@@ -136,7 +136,7 @@ class Task:
         return solution
 
     def chosen_part(self, line):
-        """The beginning of a step that is chosen; the rest is determined by it."""
+        """The part of a step that the writer chooses, such as `9-5=`. The rest follows from it."""
         return line
 
 

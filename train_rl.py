@@ -67,7 +67,7 @@ def make_parser():
                         help="weight of the value loss; much more drowns the policy's gradient (default "
                              "0.02)")
     parser.add_argument("--sft-coef", type=weight, metavar="X",
-                        help="weight of imitating the teacher beside (default 0.5, of streams 0.03)")
+                        help="weight of a loss that imitates the teacher (default 0.5, of streams 0.03)")
     parser.add_argument("--entropy-coef", type=weight, default=0.0, metavar="X",
                         help="weight of an entropy bonus (default 0)")
     # of PPO
@@ -91,11 +91,11 @@ def make_parser():
 def rollout(model, args, step, seconds):
     """
     Fresh problems, --samples completions of each, and their verdicts: a batch as pack makes it, with
-    old_logprobs and old_values (B, T) of the sampler, and rewards (B,). And the teacher's completions of the
-    same problems, a batch to imitate.
+    old_logprobs and old_values (B, T) of the sampler, rewards (B,), and with a --half-life what mark_attempts
+    adds. And with --sft-coef the teacher's completions of the same problems, a batch to imitate, else None.
     """
     device = model.wte.weight.device
-    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in this step
+    rng = np.random.default_rng([args.seed, 1, step, args.rank])        # all that is random in the rollout
     with clock(seconds, "making problems"):
         n = share_of(args.prompts, args, "--prompts")
         problems, solutions = make_problems(args.task, args.level, n, rng,
@@ -129,8 +129,8 @@ def pack_samples(prompts, samples, completions, n_samples, device):
 def mark_attempts(batch, problems, completions, finished, streams):
     """
     Add "begins" (B, T), which tokens begin an attempt: the first, and each after a return to the problem; and
-    "was_cut_off" (B,), which streams reached --max-tokens without a fault, so that they would have gone on.
-    For `discounted_returns`.
+    "was_cut_off" (B,), which streams were cut off without a fault, so that they would have gone on. For
+    `discounted_returns`.
     """
     begins, was_cut_off = [], []
     for problem, ids, ended in zip(problems, completions, finished):
@@ -188,7 +188,7 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     """
     algorithm = ALGORITHMS[args.algo]
     old_values = batch["old_values"]        # when they were sampled: for explained_variance
-    if algorithm.uses_ratio:                # the sampler rounds differently; so the ratio starts at exactly 1
+    if algorithm.uses_ratio:                # the sampler rounds differently: so the ratio starts at 1
         batch["old_logprobs"], _, batch["old_values"] = forward_all(model, batch)
     batch["returns"] = discounted_returns(batch, args)
     batch["advantages"] = algorithm.advantages(batch, args) * batch["mask"]
@@ -198,10 +198,9 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
         order = torch.randperm(len(batch["idx"]), generator=generator)
         for rows in order.to(batch["idx"].device).tensor_split(args.minibatches):
             minibatch = take(batch, rows)
-            n_tokens = mean_count(minibatch["mask"].sum().item())
-            if not n_tokens:                # fewer rows than minibatches
+            if not mean_count(len(rows)):   # fewer rows than minibatches
                 continue
-            metrics = gradient(model, minibatch, n_tokens, args)
+            metrics = gradient(model, minibatch, args)
             if args.sft_coef:
                 imitate_teacher(model, demos, args.sft_coef)
             average_gradients(model)
@@ -209,15 +208,15 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     return {**metrics, "grad_norm": grad_norm, "explained_variance": explained_variance(batch, old_values)}
 
 
-def gradient(model, batch, n_tokens, args):
+def gradient(model, batch, args):
     """
-    Add the gradient of the losses, and return what was measured, both means over the tokens.
+    Add the gradient of the losses, and return what was measured, both means over tokens.
 
     The sum over tokens is divided by the number of tokens in all completions together (as in DAPO): each
     token weighs the same. Were it divided by the length of each completion, a long wrong one would be
     penalised less per token, and wrong answers would grow (Dr. GRPO).
     """
-    metrics = dict.fromkeys(MEASURED, 0.0)
+    n_tokens, metrics = mean_count(batch["mask"].sum().item()), dict.fromkeys(MEASURED, 0.0)
     for _, part in by_length(batch):
         loss, measured = losses(model, part, args)
         (loss * part["mask"]).sum().div(n_tokens).backward()

@@ -1,5 +1,5 @@
 """
-Supervised fine-tuning from an empty model: imitate streams, which try, go back and try again; or worked
+Supervised fine-tuning from random weights: imitate streams, which try, go back and try again; or worked
 solutions, and train the value head on the model's own attempts.
 
     python train_sft.py         # countdown with 3 numbers -> out/sft.pt, out/sft.csv (7 min on two CPU cores)
@@ -49,7 +49,7 @@ def make_parser():
     parser.shared("--init")
     # what to learn from
     parser.add_argument("--data", nargs="+", metavar="FILE",
-                        help="traces to learn from instead of fresh worked solutions: right ones are "
+                        help="traces to learn from instead of what a teacher writes: right ones are "
                              "imitated, all of them fit the value head; needs --init")
     parser.add_argument("--streams", action=BooleanOptionalAction,
                         help="imitate streams, which try, go back with `wait` and the problem restated, and "
@@ -157,7 +157,7 @@ def gradient(model, batch, args):
 
 def begin(args):
     """
-    The model to train: new, that of --init, or that of a stopped run; with its checkpoint, None of a new one.
+    The model to train: new, that of --init, or that of a stopped run; and its checkpoint, None for a new one.
     ValueError if the flags do not fit.
     """
     device, checkpoint = choose_device(args.device), None

@@ -216,14 +216,13 @@ CHECK = re.compile(r"\?(N)\*(N)=(N)".replace("N", NUMBER.pattern))
 
 def n_kept(problem, standing, line):
     """
-    How many of the standing steps, the prompt counted, still stand after a `wait` or a `wait P`. 1: only the
-    prompt; 0: the line is invalid.
+    How many entries of `standing` remain after a `wait` or a `wait P`. 1: only the prompt; 0: the line is
+    invalid.
     """
     if line == "wait":
         return len(standing) - 1
     task, text = TASKS[problem.task], line.removeprefix("wait ")
-    # This is linear over the whole text: at most as many right steps stand as there are numbers, and a wrong
-    # step is skipped only once, as a match deletes it, and without a match reading ends.
+    # Linear over the whole text: right steps are few, and a `wait P` deletes all wrong ones or ends the reading
     for n in range(len(standing) - 1, 0, -1):
         state = standing[n - 1].state
         if state is not None and task.is_restated_by(problem, state, text):

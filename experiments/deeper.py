@@ -1,11 +1,13 @@
 """
-Make a trained model deeper without changing what it says (Net2Net: Chen et al. 2016, 1511.05641).
+Make a trained model larger without changing what it says (Net2Net: Chen et al. 2016, 1511.05641).
 
     python -m experiments.deeper                    # out/rl.pt -> out/deeper.pt, with two layers more
+    python -m experiments.deeper --layers 0 --n-gram 4      # or one that reads numbers of four digits whole
     python train_sft.py --init out/deeper.pt --streams --lr 2e-3 --out out/deep
 
 The new layers stand between the old ones. The matrices by which they add to the residual stream are zero, as
-those of every new model are, so at first they add nothing; training goes on from what was learnt already.
+those of every new model are, so at first they add nothing; training goes on from what was learnt already. A
+model that embeds more tokens together says something else of longer numbers only.
 """
 import os
 from dataclasses import replace
@@ -14,6 +16,7 @@ from dataclasses import replace
 from common import Parser, open_folder, run_script, whole
 
 import torch
+import torch.nn.functional as F
 
 from checkpoint import load_checkpoint, save_checkpoint
 from model import GPT
@@ -33,10 +36,23 @@ def deeper(model, n_new):
     return deep
 
 
+def with_n_gram(model, n_gram):
+    """A model that embeds n_gram tokens together, no fewer than before; the new ones at first add nothing."""
+    config = replace(model.config, n_gram=n_gram)
+    larger, weights = GPT(config).to(model.lm_head.weight), model.state_dict()
+    n_rows = (n_gram - model.config.n_gram) * config.vocab_size
+    weights["wte.weight"] = F.pad(weights["wte.weight"], (0, 0, n_rows, 0))             # earlier places first
+    larger.load_state_dict(weights)
+    return larger
+
+
 def main():
-    parser = Parser(description="Make a trained model deeper without changing what it says.")
-    parser.add_argument("--layers", type=whole(1, 32), default=2, metavar="N",
+    parser = Parser(description="Make a trained model larger without changing what it says.")
+    parser.add_argument("--layers", type=whole(0, 32), default=2, metavar="N",
                         help="new layers, one behind each of the first N old ones (default 2)")
+    parser.add_argument("--n-gram", type=whole(1, 4), metavar="N",
+                        help="tokens that are embedded together, and so the digits of a number that is read "
+                             "whole (default: as before)")
     parser.shared("--init", "--out", "--seed", init="out/rl.pt")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -45,8 +61,11 @@ def main():
         if args.layers > model.config.n_layer:
             raise ValueError(f"--layers {args.layers}: {args.init} has {model.config.n_layer} layers, and "
                              "each is followed by one new layer at most")
+        n_gram = args.n_gram or model.config.n_gram
+        if n_gram < model.config.n_gram:
+            raise ValueError(f"--n-gram {n_gram}: {args.init} has {model.config.n_gram} already")
     open_folder(args.out, "deeper.pt")
-    deep = deeper(model, args.layers)
+    deep = with_n_gram(deeper(model, args.layers), n_gram)
     path = os.path.join(args.out, "deeper.pt")
     kept = {name: parent[name] for name in ("flags", "tokens", "flops")}
     save_checkpoint(path, deep, step=0, **kept)

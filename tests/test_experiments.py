@@ -35,7 +35,7 @@ with ExitStack() as stack:
     for entries in TABLES:
         stack.enter_context(patch.dict(entries))
     from experiments import bases, coverage, judges, rewards
-    from experiments.deeper import deeper
+    from experiments.deeper import deeper, with_n_gram
     from experiments.values import calibration_rows, value_rows
     MORE = [{key: full[key] for key in full if key not in old} for full, old in zip(TABLES, BEFORE)]
 
@@ -472,6 +472,16 @@ def test_a_deeper_model_says_the_same_and_can_learn_more(n_new):
         assert block.mlp.proj.weight.grad.any() and block.attn.proj.weight.grad.any()
 
 
+@torch.no_grad()
+def test_a_model_that_reads_longer_numbers_says_the_same_of_shorter_ones():
+    model = random_model(n_layer=2)
+    larger = with_n_gram(model, 4)
+    short, long = (torch.tensor([encode(f"99*{n}=")]) for n in (999, 9999))
+    torch.testing.assert_close(larger(short)[0], model(short)[0])
+    assert (larger(long)[0] - model(long)[0]).abs().max() > 1e-3
+    assert larger.config.n_gram == 4 and not larger.wte.weight[:64].any()
+
+
 def test_a_checkpoint_is_made_deeper_and_trained_on(out, tmp_path):
     done = run_here("experiments.deeper", "--init", out / "sft.pt", "--layers", 1, "--out", tmp_path)
     assert "deeper.pt" in done.stdout and done.returncode == 0, done.stderr
@@ -483,6 +493,8 @@ def test_a_checkpoint_is_made_deeper_and_trained_on(out, tmp_path):
     assert done.returncode == 0, done.stderr
     done = run_here("experiments.deeper", "--init", out / "sft.pt", "--layers", 9, "--out", tmp_path)
     assert done.returncode == 2 and "--layers 9" in done.stderr and "Traceback" not in done.stderr
+    done = run_here("experiments.deeper", "--init", out / "sft.pt", "--n-gram", 2, "--out", tmp_path)
+    assert done.returncode == 2 and "--n-gram 2" in done.stderr and "Traceback" not in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------

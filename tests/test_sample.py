@@ -535,7 +535,7 @@ def like_cuda(monkeypatch, recorded=True):
             model.decoders[key] = KeptDecoder(model, *key)
         return model.decoders[key]
     monkeypatch.setattr(KeptDecoder, "recorded", recorded)
-    monkeypatch.setitem(sample.PATIENCE, "cpu", sample.PATIENCE["cuda"])
+    monkeypatch.setitem(sample.SHRINK_AT, "cpu", sample.SHRINK_AT["cuda"])
     monkeypatch.setattr(sample, "make_decoder", make_decoder)
 
 
