@@ -222,7 +222,7 @@ def n_kept(problem, standing, line):
     if line == "wait":
         return len(standing) - 1
     task, text = TASKS[problem.task], line.removeprefix("wait ")
-    # Linear over the whole text: right steps are few, and a `wait P` deletes all wrong ones or ends the reading
+    # Linear over the whole text: right steps are few, a `wait P` deletes all wrong ones or ends the reading
     for n in range(len(standing) - 1, 0, -1):
         state = standing[n - 1].state
         if state is not None and task.is_restated_by(problem, state, text):
