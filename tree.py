@@ -63,7 +63,9 @@ class Node:
     visits: int = 0
     total: float = 0.0                      # sum of what was backed up through here
     finished: bool = False                  # ended in <|eos|>
-    closed: bool = False                    # nothing left to find below
+    # Nothing left to find below: it ended, or the policy would rather end above it, or all children are
+    # closed, or the model could not read on
+    closed: bool = False
     head: float = field(init=False)         # the value head's value, whoever judges
 
     def __post_init__(self):
@@ -157,7 +159,7 @@ def start_searches(model, problems, budget, scorer, max_tokens=None):
 
 @dataclass
 class Line:
-    """What the model wrote behind a node and a branch, and what it thought on the way."""
+    """What the model wrote behind a node and a branch, and its probabilities on the way."""
     new: list                               # token ids
     slots: list                             # of the token before each
     logprobs: list                          # of each
@@ -168,9 +170,9 @@ class Line:
 def write_lines(model, store, searches, nodes, branches):
     """Write each line greedily to its end. One batch for all: a list of Line."""
     texts = [node.ids + branch.begun for node, branch in zip(nodes, branches)]
-    readable = model.config.block_size - max(map(len, texts)) - 1
-    # One less: the branch's own token is paid for, too
+    readable = model.config.block_size - max(map(len, texts)) - 1       # one for read_last
     rooms = [search.room - len(branch.begun) for search, branch in zip(searches, branches)]
+    # Of the budget one less: the branch's own token is paid for, too
     limits = [min(max(1, room), search.budget.left - 1, readable) for room, search in zip(rooms, searches)]
     cache = store.load(model, [branch.slots for branch in branches])
     samples = generate(model, texts, limits, 0.0, STOPS, n_top=3, read_last=True, cache=cache)
