@@ -28,21 +28,8 @@ step is not imitated; what follows from it is, the result and the numbers left, 
 openings only right ones are imitated, behind wrong ones that came before. Some lines are slips, wrong on
 purpose: after these only the return is imitated.
 
-From four numbers on streams are long, and two things are added. Where the choice of a step is not imitated,
-the loss accepts any legal step, and of openings any that was not tried yet (`choose`). And small models write
-false quotients that would solve the problem. To multiply is easier than to divide, so each quotient of an
-apparent solution is checked, and <|eos|> follows if all agree.
-
-    20 6 8 94>18
-    94-8=86,20 6 86>18      the target is out of reach from here
-         ^^^^^^^^^^^^^^
-    86/20=3,6 3>18          a false quotient that would help,
-    6*3=18,18>18            an apparent solution,
-    ^^^^^^^^^^^^^
-    ?3*20=60                and its check: 60 is not 86
-    ^^^^^^^^^
-    wait 94 20 8 6>18
-    ^^^^^^^^^^^^^^^^^^
+From four numbers on streams are long, and two things are added, which the end of this file explains: choices
+that are left open (`choose`), and checks of quotients (`check`). On a first reading they may be skipped.
 """
 import math
 
@@ -255,7 +242,21 @@ def lesson(task, level, n, rng, step, progress):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Of four numbers and more only: may be skipped on a first reading
+# Of four numbers and more only. Where the choice of a step is not imitated, the loss accepts any legal step,
+# and of openings any that was not tried yet. And small models write false quotients that would solve the
+# problem. To multiply is easier than to divide, so each quotient of an apparent solution is checked, and
+# <|eos|> follows if all agree:
+#
+#     20 6 8 94>18
+#     94-8=86,20 6 86>18      the target is out of reach from here
+#          ^^^^^^^^^^^^^^
+#     86/20=3,6 3>18          a false quotient that would help,
+#     6*3=18,18>18            an apparent solution,
+#     ^^^^^^^^^^^^^
+#     ?3*20=60                and its check: 60 is not 86
+#     ^^^^^^^^^
+#     wait 94 20 8 6>18
+#     ^^^^^^^^^^^^^^^^^^
 
 def try_falsely(written, opening, state, openings, rng):
     """
