@@ -493,7 +493,8 @@ def test_a_checkpoint_is_made_deeper_and_trained_on(out, tmp_path):
     assert done.returncode == 0, done.stderr
     done = run_here("experiments.deeper", "--init", out / "sft.pt", "--layers", 9, "--out", tmp_path)
     assert done.returncode == 2 and "--layers 9" in done.stderr and "Traceback" not in done.stderr
-    done = run_here("experiments.deeper", "--init", out / "sft.pt", "--n-gram", 2, "--out", tmp_path)
+    done = run_here("experiments.deeper", "--init", out / "sft.pt", "--layers", 0, "--n-gram", 2,
+                    "--out", tmp_path)
     assert done.returncode == 2 and "--n-gram 2" in done.stderr and "Traceback" not in done.stderr
 
 
