@@ -32,11 +32,14 @@ from batches import as_example, by_length, imitation_loss, make_batch, n_learnt
 from checkpoint import load_checkpoint
 from model import GPT, GPTConfig, to_device
 from optim import optimizer_step
-from processes import average_gradients, join_processes, mean_over_processes, share_of
+from processes import average_gradients, join_processes, mean_count, mean_over_processes, share_of
 from traces import introduce_words, read_traces, traces_lesson
 from trainer import Run, add_run_flags, load_stopped
 
 DECAY = 0.5             # share of the steps in which the learning rate falls to 0
+DEFAULTS = {"batch_size": 64, "steps": 6800, "lr": 3e-3}
+STREAM_DEFAULTS = {"batch_size": 128, "steps": 3000, "lr": 3e-3}
+TRACE_DEFAULTS = {"batch_size": 64, "lr": 1e-3}
 
 
 def make_parser():
@@ -136,8 +139,8 @@ def gradient(model, batch, args):
     Add the gradient of the losses, and return them. The policy's is a mean over the tokens that it learns
     from, the value head's over those that have a label.
     """
-    # Means over processes (with one, simply the counts), as the gradients are averaged over them, too
-    n_policy, n_value = mean_over_processes([n_learnt(batch), (~batch["labels"].isnan()).sum().item()])
+    n_policy = mean_count(n_learnt(batch))
+    n_value = mean_count((~batch["labels"].isnan()).sum().item())
     metrics = {"loss": 0.0, "value_loss": 0.0 if n_value else math.nan}
     for _, part in by_length(batch):
         logits, values = model(part["idx"])                             # (B, T, V), (B, T)
@@ -180,13 +183,14 @@ def begin(args):
 def fill_in(args, traces):
     """The flags whose default depends on what there is to learn from."""
     of_streams = args.streams and not traces
-    args.batch_size = args.batch_size or (128 if of_streams else 64)
-    least = streams.PIECES_PER_STREAM
-    if share_of(args.batch_size, args, "--batch-size") < least and of_streams:
+    defaults = TRACE_DEFAULTS if traces else STREAM_DEFAULTS if of_streams else DEFAULTS
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    share, least = share_of(args.batch_size, args, "--batch-size"), streams.PIECES_PER_STREAM
+    if of_streams and share < least:
         raise ValueError(f"--batch-size {args.batch_size}: streams need {least} for each process")
-    n_all = -(-len(traces) // args.batch_size)
-    args.steps = args.steps or (n_all if traces else 3000 if of_streams else 6800)
-    args.lr = args.lr if args.lr is not None else 1e-3 if traces else 3e-3
+    args.steps = args.steps or -(-len(traces) // args.batch_size)       # each trace once
 
 
 def main():
