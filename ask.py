@@ -1,12 +1,12 @@
 """
-Ask a model one problem: its answer, how it came to it, and what the value head thought on the way.
+Ask a model one problem: its answer, how it got there, and the value head's estimates on the way.
 
     python ask.py "45 4 21>62"              # the model of out/; before any training, results/model.pt
     python ask.py "45 4 21>62" --html page.html             # and a page that goes through it step by step
     python ask.py                           # problem after problem, until Ctrl-D
 
-A model of streams writes one stream. One of worked solutions searches by MCTS, and its tree is shown. In a
-conversation, without a problem in the command line, lines are shown as they come.
+A model of streams writes one stream. One of worked solutions searches by MCTS, and its tree is shown. If
+problems are typed in, not given in the command line, lines are shown as they come.
 """
 import os
 import sys
@@ -26,8 +26,8 @@ from tree import mcts_searches
 from verify import NEWLINE, TASKS, decode, encode, make_problem, parse_problem, state_value, tidy, verify
 
 SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "model.pt")
-WIDTH = 40                                  # columns for a line, before what is thought of it
-DEEPEST = 400                               # columns by which a line of a tree that is shown is indented
+WIDTH = 40                                  # columns for a line, before its values
+DEEPEST = 400                               # the largest indent of a line of a tree, in columns
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def print_tree(search, node, indent=""):
 
 
 def print_step(node):
-    """The line that a step of the search has found, if it has, and the value head's value of all up to it."""
+    """The line that a step of the search has found, if any, and the value head's value after it."""
     if node.parent and node.visits == 1:
         indent = "    " * min(node.parent.ids.count(NEWLINE) - 1, DEEPEST // 4)
         print(f"{indent}{line_of(node).ljust(WIDTH - len(indent))} value {node.head:.2f}", flush=True)
@@ -79,8 +79,8 @@ def show_search(model, problem, args, live):
 
 def print_token(line, token, value):
     """
-    The next token of a stream. line: those printed since the last line that is done with; value: P(correct)
-    before this token, so if that was a newline, what all up to the end of the line is worth.
+    The next token of a stream. line: the tokens of the current line so far; value: P(correct) before this
+    token, so after a newline the value of all lines up to there.
     """
     if line[-1] == NEWLINE:
         print(" " * (WIDTH + 1 - len(decode(line))), f"value {value:.2f}")
@@ -91,8 +91,8 @@ def print_token(line, token, value):
 
 def show_stream(model, problem, args, live):
     """
-    Show a stream on one problem; live: token by token, with a value beside each line. Returns as show_search
-    does.
+    Show a stream on one problem; live: token by token, with a value beside each line. Returns the same as
+    show_search.
     """
     tokens, line = [], encode(problem.prompt)
 
@@ -135,7 +135,7 @@ def read_problem(text, model, args):
 
 
 def take_its_level(problem, args):
-    """Ask a problem at its own level, whatever the model was trained on, unless --level says otherwise."""
+    """Set args.level to that of the problem, whatever the model was trained on, unless --level is given."""
     if "level" not in args.given and problem.task == args.task:
         args.level = problem.level
         if "max_tokens" not in args.given:
@@ -143,7 +143,7 @@ def take_its_level(problem, args):
 
 
 def typed_lines():
-    """The lines of the standard input, each asked for if somebody sits there, until Ctrl-D."""
+    """The lines of the standard input until Ctrl-D, with a prompt for each if it is a terminal."""
     if not sys.stdin:                       # closed
         return
     asks = sys.stdin.isatty()
@@ -158,7 +158,7 @@ def typed_lines():
 
 
 def converse(model, args):
-    """Answer the problems that are typed, one a line. Of a bad one it is said why, and the next may come."""
+    """Answer the problems that are typed, one a line. For a bad one, say why, and go on with the next."""
     example = make_problem(args.task, args.level, np.random.default_rng(args.seed)).prompt.rstrip()
     print(f"checkpoint {args.init}: {args.task}, level {args.level}, as in {example}; Ctrl-D ends")
     for text in filter(None, typed_lines()):
@@ -195,7 +195,7 @@ def main():
             raise ValueError("--html shows one problem: give it, too")
         if args.html:
             check_name(args.html)
-        # Who names a folder means the model in it
+        # A given folder means the model in it
         model = load_model(args, None if "out" in args.given else SHIPPED)
         args.budget = args.budget or (STREAM_BUDGETS if args.streams else BUDGETS)[-1]
         if not args.problem:
@@ -203,7 +203,7 @@ def main():
         take_its_level(parse_problem(tidy(args.problem)), args)
         problem = read_problem(args.problem, model, args)
     if args.html:
-        open_folder(*os.path.split(args.html))          # what cannot be written is told before the search
+        open_folder(*os.path.split(args.html))          # fails before the search, not after it
     print(f"checkpoint {args.init}\n")
     show(model, problem, args)
 

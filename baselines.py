@@ -1,9 +1,9 @@
 """
-What can be had without a model: random legal steps, and depth-first search, plain, in the order of a
-heuristic, or in random order with a look at what the next step comes to.
+Search without a model: random legal steps, and depth-first search, plain, in the order of a heuristic, or in
+random order with a look at the result of the next step.
 
-They have the signature of every search method and the same budgets, in tokens of what they write down; the
-verifier tells them when they are done. A model must beat them before its search means anything. They work
+They have the signature and the budgets of every search method, in tokens of what they write down; the
+verifier tells them when a problem is solved. The search of a model is useful only if it beats them. They work
 where a task can list its steps.
 """
 import numpy as np
@@ -14,10 +14,7 @@ from verify import TASKS, encode, random_steps
 
 
 def random_paths(model, problems, budget, settings):
-    """
-    Random legal steps to the end, again and again until the verifier is content or the budget is spent. ->
-    Results
-    """
+    """Sequences of random legal steps, until one is right or the budget is spent. -> Results"""
     rng, results = np.random.default_rng(draw_seed(settings.generator)), []
     for problem in problems:
         own, solution = Budget(budget), ""
@@ -34,7 +31,7 @@ def random_paths(model, problems, budget, settings):
 def depth_first(model, problems, budget, settings, order=lambda problem, steps, rng: steps):
     """
     Every path, depth first, each line written once, until one hits the target or the budget is spent.
-    order(problem, steps, rng) -> which steps from a state are tried, in their order. -> Results
+    order(problem, steps, rng) returns the steps to try from a state, in order. -> Results
     """
     rng = np.random.default_rng(draw_seed(settings.generator))          # tasks draw with numpy
 
@@ -64,12 +61,12 @@ def depth_first(model, problems, budget, settings, order=lambda problem, steps, 
 
 
 def by_heuristic(problem, steps, rng):
-    """The states first that the task's heuristic finds closest to the target."""
+    """First the steps to states that the task's heuristic finds closest to the target."""
     return sorted(steps, key=lambda step: TASKS[problem.task].heuristic(problem, step[1]))
 
 
 def looking_ahead(problem, steps, rng):
-    """At random; but a step that solves the problem is seen, and no last step that does not is written."""
+    """Random order; but a step that solves the problem is tried alone, and other last steps are left out."""
     task = TASKS[problem.task]
     right = [step for step in steps if task.is_solved(problem, step[1])]
     if right:

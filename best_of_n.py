@@ -1,13 +1,13 @@
 """
 Independent samples, and choosing among them: a single sample, majority vote, weighted vote, best-of-N.
 
-Those marked "-> Results" are search methods: search.py lists them in its table `METHODS`, each with the
-scorer that it goes by, as in
+Those marked "-> Results" are search methods: search.py lists them in its table `METHODS`, each with its
+scorer, as in
 
     "majority": Method(partial(vote, scorer="count"), ranks=True)
     "best-of-n (value)": Method(partial(best_of_n, scorer="value"), ranks=True)
 
-The samples of a budget are drawn once (`settings.samples`), and all who rank them see the same ones.
+The samples of a budget are drawn once (`settings.samples`), and all ranking methods see the same ones.
 """
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from traces import without_verdict
 from verify import EOS, TASKS, decode, encode, verify
 
 ROWS = 4096                                 # samples drawn at once
-SAMPLES_AT_ONCE = 64                        # of them for one problem
+SAMPLES_AT_ONCE = 64                        # of these, at most so many for one problem
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Sample:
     value: float                        # P(correct) at the end, by the value head; 0 for one that was cut off
     tokens: int
     finished: bool                          # whether it ended in <|eos|>
-    scores: dict = field(default_factory=dict)          # what other judges think of it, by name
+    scores: dict = field(default_factory=dict)          # of other judges, by name
 
 
 def draw(model, problems, limits, settings):
@@ -38,7 +38,7 @@ def draw(model, problems, limits, settings):
         samples = generate(model, prompts[part], limits[part], settings.temperature, stop_tokens=(EOS,),
                            generator=settings.generator, watch=settings.watch)
         last = samples.mask.sum(1)[:, None] - 1
-        values = samples.values.gather(1, last)[:, 0].sigmoid().tolist()        # before <|eos|>: of all of it
+        values = samples.values.gather(1, last)[:, 0].sigmoid().tolist()        # of all that precedes <|eos|>
         for ids, ended, value in zip(samples.completions(), samples.finished((EOS,)), values):
             if ended is None:
                 drawn.append(Sample(decode(ids), 0.0, len(ids), False))
@@ -49,8 +49,8 @@ def draw(model, problems, limits, settings):
 
 def sample_n(model, problems, budget, settings):
     """
-    Samples for each problem until its budget is spent: lists of Sample. One that meets the ceiling is cut
-    off, and counts.
+    Samples for each problem until its budget is spent: lists of Sample. A sample that reaches its limit is
+    cut off, and counts as well.
     """
     budgets, found = [Budget(budget) for _ in problems], [[] for _ in problems]
     while waiting := [i for i, own in enumerate(budgets) if own.left > 0]:
@@ -67,8 +67,7 @@ def sample_n(model, problems, budget, settings):
 
 def result_of(problem, samples, best, score):
     """
-    One Result for all samples of a problem: the best of them; the tokens are those of all, the prompt is read
-    once.
+    The best sample of a problem as a Result, with the tokens of all its samples; the prompt is read once.
     """
     found = [(sample.completion, sample.tokens, None) for sample in samples if sample.finished]
     n_tokens = sum(sample.tokens for sample in samples)
@@ -76,7 +75,7 @@ def result_of(problem, samples, best, score):
 
 
 def one_sample(model, problems, budget, settings):
-    """A single sample, at temperature 0 the likeliest. -> Results"""
+    """A single sample, greedy at temperature 0. -> Results"""
     limits = [min(settings.max_tokens, budget)] * len(problems)
     drawn = draw(model, problems, limits, settings)
     return [result_of(problem, [sample], sample, sample.value) for problem, sample in zip(problems, drawn)]
@@ -103,8 +102,8 @@ def best_of_n(model, problems, budget, settings, scorer):
 
 def vote(model, problems, budget, settings, scorer):
     """
-    The answer whose samples have the highest sum of scores, and of these samples the best: majority vote
-    where each counts 1, else weighted vote (Li et al. 2023). -> Results
+    The answer whose samples have the highest sum of scores, and the best-scored of these samples. If each
+    counts 1 this is majority vote, else weighted vote (Li et al. 2023). -> Results
     """
     drawn, results = settings.samples or sample_n(model, problems, budget, settings), []
     for problem, samples in zip(problems, drawn):
@@ -124,7 +123,7 @@ def answer_of(problem, sample):
 
 
 def score(problem, sample, scorer):
-    """What a scorer thinks of a sample, in [0, 1]. ValueError if there is no such scorer."""
+    """The score of a sample, in [0, 1], 0 if it was cut off. ValueError if there is no such scorer."""
     if scorer not in SCORERS:
         raise ValueError(f"no scorer {scorer!r}: there are {', '.join(SCORERS)}")
     return SCORERS[scorer](problem, sample) if sample.finished else 0.0
@@ -139,8 +138,8 @@ SCORERS = {
 
 def until_content(model, problems, budget, settings, scorer):
     """
-    Samples, one after another, until one has a score above 0. By "verifier", best-of-N that draws only what
-    it needs; by "count", until the model itself comes to an end. -> Results
+    Samples, one after another, until one has a score above 0 or the budget is spent. "verifier" makes this
+    best-of-N that stops at the first right sample; "count" stops at the first that ends. -> Results
     """
     budgets, found = [Budget(budget) for _ in problems], [[] for _ in problems]
     waiting, scores = list(range(len(problems))), [0.0] * len(problems)

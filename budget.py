@@ -1,8 +1,8 @@
 """
-What every search method gets and gives: a budget of tokens, settings, results.
+What every search method takes and returns: a budget of tokens, settings, results.
 
-Methods that go on until they have spent it count in `Budget`; a single sample is cut off at it, and its
-length is what it cost.
+Methods that go on until the budget is spent count tokens in a `Budget`. A single sample is cut off at the
+budget, and costs its length.
 """
 from dataclasses import dataclass, field
 
@@ -17,8 +17,8 @@ class Budget:
 
     def __init__(self, limit):
         self.limit = limit
-        self.spent = 0                      # generated, what was thrown away or cut off and <|eos|> included
-        self.read = 0                   # read beside: the prompt, and tokens read again to go on from them
+        self.spent = 0                      # generated, including discarded or cut-off ones and <|eos|>
+        self.read = 0                   # only read: the prompt, and tokens read again to continue after them
 
     @property
     def left(self):
@@ -33,22 +33,22 @@ class Budget:
 @dataclass
 class Result:
     completion: str
-    score: float                            # of whoever chose it, in [0, 1]
-    tokens: int                             # all that were generated for it, those thrown away too
-    read: int = 0                           # all that were read beside
+    score: float                            # from the scorer that chose it, in [0, 1]
+    tokens: int                             # all that were generated for it, including discarded ones
+    read: int = 0                           # all that were only read
     finished: bool = True                   # whether the completion ended in <|eos|>
-    # All that ended, and a stream that was cut off: (completion, tokens, label of each line or None)
+    # All that ended, or a cut-off stream: (completion, tokens, values of its lines or None)
     found: list = field(default_factory=list)
 
 
 @dataclass
 class Settings:
-    """What methods may use beside model, problems and budget."""
+    """What methods may use besides model, problems and budget."""
     max_tokens: int                         # the longest sample
     generator: torch.Generator = None
     temperature: float = 1.0
     c_puct: float = 1.0
-    samples: list = None        # for ranking: what `sample_n` drew for this budget, so that all rank the same
-    # Called as it happens: with (search, node, value) at each backup of MCTS, with (token, value before it)
-    # at each token of a single sample
+    samples: list = None        # from `sample_n` for this budget: all ranking methods rank the same samples
+    # A function to follow a search: MCTS calls it with (search, node, value) at each backup, a single
+    # sample with (token, value before it) at each token
     watch: callable = None

@@ -1,5 +1,5 @@
 """
-Models on disk: written whole, and not believed when they are read, as they may come from anyone.
+Models on disk: written whole or not at all, and checked when read, as a file may come from anyone.
 """
 import io
 import os
@@ -20,13 +20,13 @@ LARGEST = {"n_layer": 256, "n_gram": 4, "block_size": 2 ** 17}          # what a
 
 def save_checkpoint(path, model, optimizers=(), **state):
     """
-    Weights, config, optimizers and whatever else a run must know to go on (numbers, strings, tensors, lists,
-    dicts).
+    Save weights, config, optimizers and, in state, whatever else a run needs to go on (numbers, strings,
+    tensors, lists, dicts).
     """
     checkpoint = {"config": asdict(model.config), "model": model.state_dict(),
                   "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
     buffer = io.BytesIO()
-    torch.save(checkpoint | state, buffer)  # not to the file: torch would hide what the disk says
+    torch.save(checkpoint | state, buffer)  # not to the file: torch would hide the disk's errors
     write_whole(path, buffer.getbuffer())
 
 
@@ -44,11 +44,10 @@ def load_checkpoint(path, device="cpu", needs=()):
         raise ValueError(f"{path}: no such file; train_sft.py and train_rl.py write checkpoints")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()     # the CRC of every part: torch.load would not look
+            damaged = archive.testzip()     # the CRC of every part; torch.load ignores it
         if damaged:
             raise ValueError(f"{damaged} does not match its checksum")
-        # To the CPU first: AdamW keeps its step there, and would wait for the GPU at each one if it were
-        # there.
+        # To the CPU first: AdamW's step count must stay there; on the GPU, every step would wait for it.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
         for name, most in LARGEST.items():
@@ -81,8 +80,8 @@ def load_checkpoint(path, device="cpu", needs=()):
 
 def load_model(args, fallback=None):
     """
-    The model of --init, by default the last one trained in --out, or else the fallback; its task is filled
-    in. ValueError if there is none.
+    The model of --init, by default the one trained last in --out, else that of the file fallback. Fills in
+    the task in args. ValueError if there is no such file.
     """
     paths = [os.path.join(args.out, name) for name in ("rl.pt", "sft.pt")]
     last = max(filter(os.path.exists, paths), key=os.path.getmtime, default=fallback or paths[0])
@@ -93,7 +92,7 @@ def load_model(args, fallback=None):
 
 
 def check_room(model, prompts, max_tokens):
-    """ValueError if the longest prompt (token ids) and completion are more than the model reads."""
+    """ValueError if the longest prompt (token ids) and max_tokens more are too long for the model."""
     n_tokens, limit = max(map(len, prompts)) + max_tokens, model.config.block_size - 1    # see read_last
     if n_tokens >= limit:
         raise ValueError(f"the longest prompt and --max-tokens {max_tokens} are {n_tokens} tokens: the model "

@@ -1,6 +1,6 @@
 """
-What every script does alike: read flags, tell an error in one line, hear Ctrl-C, write a file whole or not at
-all.
+What all scripts share: flags, errors told in one line, the handling of Ctrl-C, and files that are written
+whole or not at all.
 """
 import argparse
 import csv
@@ -19,7 +19,7 @@ from itertools import chain
 
 
 def show_error(kind, error, trace):
-    """Python's own way, but for Ctrl-C while a script is still importing: that needs no traceback."""
+    """Print an uncaught exception as Python does; but nothing for Ctrl-C during the imports."""
     if kind is not KeyboardInterrupt:
         sys.__excepthook__(kind, error, trace)
 
@@ -79,20 +79,20 @@ SHARED_FLAGS = {
 
 
 class Flags(argparse.Namespace):
-    """The values of all flags; given, which vars() does not show, holds those that were not left out."""
+    """The values of all flags. `given`, which vars() does not show, holds the flags that the user gave."""
     __slots__ = ("given",)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the shared flags, none of them to be abbreviated, and with errors of one line."""
+    """argparse with the shared flags, without abbreviated flags, and with errors of one line."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, words=None):
-        """Also notes in args.given which flags were not left out, as --resume must know."""
+        """Also notes in args.given which flags the user gave, as --resume must know."""
         args = super().parse_args(words, Flags())
-        for action in self._actions:        # once more, without defaults: so all that is there was given
+        for action in self._actions:        # parse again, without defaults: only the given flags appear
             action.default = argparse.SUPPRESS
         self._defaults.clear()
         args.given = vars(super().parse_args(words))
@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def errors(self):
-        """Tell a ValueError as an error of the command line."""
+        """Report a ValueError as an error of the command line."""
         try:
             yield
         except ValueError as error:
@@ -123,9 +123,9 @@ class Parser(argparse.ArgumentParser):
 
 def choose_task(args, trained=None):
     """
-    Fill in the task, level and max_tokens of a script's flags where they are not given: from a checkpoint's
-    flags, `trained`, else the defaults; and whether its model writes streams, a new one where there are any.
-    ValueError if there is no such level, or none for a model of streams.
+    Fill in the flags task, level, max_tokens and streams where they are not given: from `trained`, the flags
+    of a checkpoint, else from the defaults. A new model writes streams where there are any. ValueError if
+    there is no such level, or no streams at it for a model of streams.
     """
     trained = trained or {}
     args.task = args.task or trained.get("task", DEFAULT_TASK)
@@ -146,7 +146,7 @@ def choose_task(args, trained=None):
 
 
 def check_level(problem, args):
-    """ValueError if a problem is not of the task and level that are searched on."""
+    """ValueError if a problem is not of the task and level in args."""
     if (problem.task, problem.level) != (args.task, args.level):
         raise ValueError(f"{problem.prompt.rstrip()} is {problem.task} at level {problem.level}; "
                          f"{args.init} is for {args.task} at level {args.level}")
@@ -154,7 +154,7 @@ def check_level(problem, args):
 
 def choose_device(name="auto"):
     """The torch.device of a --device flag. ValueError if there is none of that name here."""
-    import torch                            # not above: plot.py need not wait for it
+    import torch                            # not at the top: plot.py does not need it
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -167,22 +167,22 @@ def choose_device(name="auto"):
 
 def run_script(main):
     """
-    Call main. What the disk refuses and what the memory has no room for is told in one line, with exit status
-    2; Ctrl-C and other signals end quietly, with what is half-written removed, and so does a reader that has
-    enough, such as head.
+    Call main. Errors of the disk and a lack of memory are reported in one line, with exit status 2. The
+    script ends without a message on Ctrl-C, on other signals, and when a reader such as head has closed the
+    pipe; half-written files are removed.
     """
     keep_memory()
     for signum in stop_signals()[1:]:
         signal.signal(signum, end_quietly)
     try:
         main()
-        print(end="", flush=True)           # also where there is no standard output
+        print(end="", flush=True)           # works without a standard output, too
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python tries it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python flushes once more
         sys.exit(128 + 13)                  # as SIGPIPE would
     except OSError as error:
         fail(f"{error.filename or 'output'}: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:            # the second is torch's, also for other things
+    except (MemoryError, RuntimeError) as error:            # torch raises the second, for other errors too
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
         fail("not enough memory: ask for less at a time, as with a smaller --batch-size, --prompts, --depth")
@@ -202,9 +202,8 @@ def fail(message):
 
 def keep_memory():
     """
-    Let the C library keep what is freed for the next step. By default glibc hands large blocks back to the
-    system and asks for them again, page by page: some 7 % of the time here. Elsewhere than on Linux nothing
-    happens.
+    Let the C library keep freed memory for the next step. By default glibc returns large blocks to the system
+    and asks for them again, page by page: some 7 % of the time here. Does nothing except on Linux.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -214,7 +213,7 @@ def keep_memory():
 
 
 def stop_signals():
-    """What asks a program to end: Ctrl-C, SIGTERM, and SIGHUP unless nohup has it ignored."""
+    """The signals that ask a program to end: Ctrl-C, SIGTERM, and SIGHUP unless nohup ignores it."""
     hangup = getattr(signal, "SIGHUP", None)                            # not on Windows
     is_heard = hangup and signal.getsignal(hangup) != signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([hangup] if is_heard else [])]
@@ -222,8 +221,8 @@ def stop_signals():
 
 def catch_signals():
     """
-    A list to which signals that ask to end are added, so that a step can be finished and saved; the second
-    Ctrl-C ends the program.
+    A list that collects the signals that ask the program to end, so that a step can be finished and saved
+    first. After any of them, Ctrl-C ends the program at once.
     """
     heard = []
 
@@ -237,7 +236,7 @@ def catch_signals():
 
 @contextmanager
 def clock(seconds, name):
-    """Add the time that a block takes to seconds[name]. On CUDA each block ends by waiting for the GPU."""
+    """Add the time of a block to seconds[name]. On CUDA the block must wait for the GPU at its end."""
     start = time.perf_counter()
     yield
     seconds[name] += time.perf_counter() - start
@@ -247,7 +246,7 @@ def clock(seconds, name):
 # Files
 
 def check_plain(path):
-    """OSError if something stands under a path that must not be replaced by a file."""
+    """OSError if a path is a folder or a device, which a file must not replace."""
     if os.path.exists(path) and not os.path.isfile(path):
         reason = "is a folder or a device, and a file of that name is to be written"
         raise OSError(errno.EINVAL, reason, str(path))
@@ -255,13 +254,12 @@ def check_plain(path):
 
 def write_whole(path, data):
     """
-    Write bytes to a file that appears under its name only when all of it is on the disk. If the name is a
-    link, the file that it points to is written. An OSError names the path; what stood there before is still
-    there then.
+    Write bytes to a file, which gets its name only when all of it is on the disk. If the path is a link, the
+    file that it points to is written. An OSError names the path; an older file there is then unchanged.
     """
     check_plain(path)
     target = os.path.realpath(path)
-    temporary = f"{target}.{secrets.token_hex(4)}.tmp"      # a name of its own, whoever else writes here
+    temporary = f"{target}.{secrets.token_hex(4)}.tmp"      # unique, as others may write here, too
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -269,10 +267,10 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        error.filename = str(path)          # a full disk names no file
+        error.filename = str(path)          # the error of a full disk names no file
         raise
     finally:
-        with suppress(OSError):             # it is gone where all went well
+        with suppress(OSError):             # if all went well, it is gone already
             os.remove(temporary)
 
 
@@ -291,8 +289,8 @@ def open_folder(folder, *names):
 
 def set_aside(path):
     """
-    Rename what an earlier run left under a path, sft.pt to sft.old.pt, or sft.old2.pt if there is one, and so
-    on; returns the new name, if any.
+    Rename the file that an earlier run left at a path: sft.pt to sft.old.pt, or if that exists to
+    sft.old2.pt, and so on. Returns the new name, None if there was no file.
     """
     check_plain(path)
     target = os.path.realpath(path)
@@ -308,8 +306,8 @@ def set_aside(path):
 
 def lock_folder(folder):
     """
-    Let no other run write in a folder before this process ends, in whatever way: the open file that holds the
-    lock, None where the system knows no such lock. OSError names the process that has it.
+    Lock a folder against other runs until this process ends in any way. Returns the open file that holds the
+    lock, None where the system has no such locks. OSError names the process that holds it already.
     """
     try:
         import fcntl
@@ -343,5 +341,5 @@ def read_table(path):
     """The rows of a CSV file as dicts of strings; none if there is no such file."""
     if not os.path.exists(path):
         return []
-    with open(path, newline="", encoding="utf-8-sig") as file:          # as spreadsheets save it, too
+    with open(path, newline="", encoding="utf-8-sig") as file:          # spreadsheets may add a BOM
         return list(csv.DictReader(file))

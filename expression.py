@@ -8,11 +8,10 @@ Expression: work out a term, an operation a line.
 
 A level is how many operators there are. Usual precedence, left to right, no unary signs; every value inside
 is an integer from 0 to 999,999,999. Going straight to `52` is legal: that is the direct answer, without a
-chain of thought. Every right step leads on, so there is nothing to search for, only arithmetic to get right;
-and as the answer is unique, a vote over answers means something here. The state is the text of the last line.
+chain of thought. Every right step leads to the answer, so no search is needed, only correct arithmetic; and
+as the answer is unique, a vote over answers makes sense. The state is the text of the last line.
 
-Nothing is ever passed to eval: a line is walked through once by a shunting-yard parser, which computes as it
-reads.
+eval is never called: a shunting-yard parser walks through each line once and computes as it reads.
 """
 import re
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ class Expression(Task):
         return work_out(parse(problem.prompt[:-2]))
 
     def max_tokens(self, level):
-        # A line with k operators: k + 1 numbers with what stands behind each, "123+", k - 1 brackets.
+        # A line with k operators: k + 1 numbers and the character after each, "123+"; k - 1 bracket pairs.
         return sum(4 * (k + 1) + 2 * max(0, k - 1) for k in range(level)) + 1
 
     def is_drawn(self, problem):
@@ -205,7 +204,7 @@ def grow(value, n_operators, rng):
     else:
         b = int(rng.integers(2, 10))
         a = value * b
-    if a > 999:                             # keep it mental arithmetic
+    if a > 999:                             # keep the numbers small
         return grow(value, n_operators, rng)
     n_left = int(rng.integers(n_operators))
     return join(grow(a, n_left, rng), op, grow(b, n_operators - 1 - n_left, rng))

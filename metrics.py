@@ -1,7 +1,7 @@
 """
-What is measured on samples: accuracy, pass@k, intervals; and how well the value head knows right from wrong.
+Measurements on samples: accuracy, pass@k, confidence intervals; and the AUC of the value head.
 
-This file knows no task either: a judge is passed in.
+This file does not depend on the task: callers pass in a judge.
 """
 import math
 
@@ -18,7 +18,7 @@ def pass_at_k(n, n_correct, k):
 
 
 def mean_pass_at_k(n, counts, k):
-    """pass@k of several problems: the mean. counts: of the n samples of each, how many are correct."""
+    """The mean of pass@k over problems. counts: how many of the n samples of each problem are correct."""
     return sum(pass_at_k(n, n_correct, k) for n_correct in counts) / len(counts)
 
 
@@ -34,8 +34,8 @@ def wilson(k, n, z=1.96):
 def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, batch_size=1024):
     """
     Accuracy on prompts: {"greedy", "sampled" (at temperature 1, the mean of k samples), f"pass{k}"},
-    fractions. judge(i, ids) is asked about prompt i and the tokens before the stop token, None if it never
-    came.
+    fractions. judge(i, ids) says whether ids solve prompt i: the tokens before the stop token, None if there
+    was none.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -56,11 +56,11 @@ def evaluate(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, k=16, b
 
 def evaluate_streams(model, prompts, judge, max_new_tokens, stop_tokens, seed=0, batch_size=512):
     """
-    How one sample at temperature 1 gets better as it goes on: {"within64", "within128", ...}, the share of
-    prompts solved within so many tokens, the stop token included, up to max_new_tokens; "sampled", within all
-    of them. judge as in evaluate.
+    Accuracy of one sample at temperature 1 by its length: {"within64", "within128", ...}, the share of
+    prompts solved within so many tokens, the stop token included; "sampled", the share solved within
+    max_new_tokens. judge as in evaluate.
     """
-    generator, solved = torch.Generator().manual_seed(seed), []         # after how many tokens
+    generator, solved = torch.Generator().manual_seed(seed), []         # lengths of right samples
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start:start + batch_size]
         samples = generate(model, batch, max_new_tokens, 1.0, stop_tokens, generator)
@@ -74,7 +74,7 @@ def evaluate_streams(model, prompts, judge, max_new_tokens, stop_tokens, seed=0,
 
 @torch.no_grad()
 def values_of(model, texts, batch_size=1024):
-    """The value head's logit at the last token of each text, a list of token ids: a list."""
+    """texts: lists of token ids -> a list, the value head's logit at the last token of each."""
     values = []
     for i in range(0, len(texts), batch_size):
         idx, length = pad(texts[i:i + batch_size], model.wte.weight.device)
@@ -83,7 +83,7 @@ def values_of(model, texts, batch_size=1024):
 
 
 def auc(values, labels):
-    """P(a value with label true is above one with label false), half for ties; nan if labels are the same."""
+    """P(a value with label true is above one with label false), ties count half; nan if all labels agree."""
     values, labels = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
     better = values[labels][:, None] - values[~labels]                  # (positives, negatives)
     return ((better > 0) + 0.5 * (better == 0)).mean().item()

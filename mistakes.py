@@ -1,5 +1,5 @@
 """
-The mistakes that the teacher of streams (streams.py) makes on purpose, of countdown only: near misses, which
+The mistakes that the teacher of streams (streams.py) makes on purpose, in countdown only: near misses, which
 are legal steps; slips and false quotients, which are not. And the check of a quotient.
 """
 from countdown import OPERATORS, STEP, TASK, join, pairs_of, step_to
@@ -21,8 +21,8 @@ def helpful_results(others, target):
 
 def near_misses(problem, state):
     """
-    Legal steps, (line, state after it) each, whose result is near the target, or with three numbers near one
-    that makes it in one step more; with more numbers none.
+    Legal steps, (line, state after it) each. With two numbers the result is near the target; with three, near
+    a number that makes the target in one step more. With more numbers there are none.
     """
     if len(state) > 3:
         return []
@@ -57,8 +57,8 @@ def slip(problem, state, rng):
 
 def false_quotients(problem, state):
     """
-    Divisions that do not come out even, with a result off by less than 2 from which the target could be
-    reached: (line, state after it) each.
+    Divisions with a remainder, written with a result that is off by less than 2 and from which the target
+    could be reached: (line, state after it) each.
     """
     found = []
     for i, j in pairs_of(len(state)):
@@ -71,7 +71,7 @@ def false_quotients(problem, state):
 def check(line):
     """
     The check of a division by multiplying, a line such as `?6*7=42` for `42/7=6`, and whether it agrees;
-    ("", True) of any other step.
+    ("", True) for any other step.
     """
     match = STEP.match(line)
     if not match or match[2] != "/":

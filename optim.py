@@ -10,10 +10,10 @@ import torch.nn as nn
 class Muon(torch.optim.Optimizer):
     """
     Momentum whose update is orthogonalised, so that rare directions are learnt as fast as common ones (Jordan
-    et al. 2024). As torch.optim.Muon, but all matrices of a shape are worked on at once, which for small ones
-    takes 60 % of the time. Updates have the size of AdamW's (Liu et al. 2025, eq. 4). dtype: what the
-    orthogonalisation computes in; bfloat16 is precise enough, but a processor that has to emulate it takes
-    thirty times as long.
+    et al. 2024). Like torch.optim.Muon, but matrices of one shape are computed together, which takes 60 % of
+    the time if they are small. Updates have the size of AdamW's (Liu et al. 2025, eq. 4). dtype: of the
+    orthogonalisation; bfloat16 is precise enough, but a processor that has to emulate it takes thirty times
+    as long.
     """
 
     def __init__(self, params, lr, momentum=0.95, dtype=torch.bfloat16):
@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         group, = self.param_groups
-        by_shape = defaultdict(list)                            # (weight, update), no matrix higher than wide
+        by_shape = defaultdict(list)                            # {shape: [(weight, update)]}, rows <= columns
         for weight in group["params"]:
             state = self.state[weight]
             if not state:
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(x):
     """
-    Matrices (N, rows <= columns): their singular values moved close to 1, by five Newton-Schulz iterations.
+    Move the singular values of matrices (N, rows <= columns) close to 1, by five Newton-Schulz iterations.
     """
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
@@ -56,8 +56,8 @@ OPTIMIZERS = "muon", "adamw"
 def make_optimizers(model, lr, kind="muon"):
     """
     "muon": Muon for the matrices of the blocks, AdamW for embedding and heads, at the same learning rate.
-    "adamw": AdamW for all. Muon moves a matrix as far in directions that are noise as in those that are not,
-    and learns fastest where the gradient is sure; in RL, where most of it is noise, AdamW is as good.
+    "adamw": AdamW for all. Muon moves a matrix as far in noisy directions as in others. It learns fastest
+    where the gradient has little noise; in RL, where most of it is noise, AdamW is as good.
     """
     def adamw(weights):
         return torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)

@@ -1,10 +1,10 @@
 """
-A page on which a search unfolds step by step: one file that needs nothing else, written by
+A page that shows a search step by step: a single file that needs no other, written by
 
     python ask.py "25 8 7>24" --html tree.html
 
-page.html is the template, and what it shows is put into it as JSON: rows, which are the nodes of a tree or
-the lines of a stream, and steps, each a row, the value of what stands there, and the tokens spent so far.
+page.html is the template. Its data is put into it as JSON: rows, which are the nodes of a tree or the lines
+of a stream, and steps, each with the number of a row, its value, and the tokens spent so far.
 """
 import html
 import json
@@ -14,24 +14,24 @@ from common import write_whole
 from verify import CHECK, NEWLINE, TASKS, decode, replay, state_value, verify
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MOST = 1000                                 # steps on a page, and
-WIDEST = 80                                 # characters of a text: so it stays below 300 KB
+MOST = 1000                                 # steps on a page, at most
+WIDEST = 80                                 # characters of a text; so a page stays below 300 KB
 
 
 def check_name(path):
-    """ValueError if this is no name for a page: it would overwrite something else."""
+    """ValueError unless a path ends in .html, so that no other kind of file is overwritten."""
     if not path.endswith(".html"):
         raise ValueError(f"--html {path}: the name of a page ends in .html")
 
 
 def save_page(path, text):
-    """Write a page, whole or not at all. OSError if that cannot be."""
+    """Write a page, whole or not at all. OSError if it cannot be written."""
     write_whole(path, text.encode())
     print(f"wrote {path}")
 
 
 def write_page(path, page, problem, outcome, checkpoint):
-    """Write the page of a search. OSError if that cannot be."""
+    """Write the page of a search. OSError if it cannot be written."""
     prompt = problem.prompt.rstrip()
     about = {"prompt": prompt, "outcome": outcome, "checkpoint": checkpoint}
     data = json.dumps(page | about, separators=(",", ":")).replace("<", "\\u003c")      # no </script> in it
@@ -42,8 +42,8 @@ def write_page(path, page, problem, outcome, checkpoint):
 
 def make_row(line, note, exact=None, head=None, prior=None, first=0, depth=0):
     """
-    exact: 1 if a solution can still be reached from here, else 0, None where nobody knows; head: the value
-    head's value; first: the step at which it is first there.
+    exact: 1 if a solution can still be reached from here, else 0, None if unknown; head: the value head's
+    value; first: the step at which the row appears.
     """
     return {"line": line[:WIDEST], "note": note[:WIDEST], "exact": exact, "head": rounded(head),
             "prior": rounded(prior), "first": first, "depth": depth, "parent": -1}
@@ -88,7 +88,7 @@ def node_row(search, node, answer):
     """A node on its own: its line, and what model, enumeration and verifier say of it."""
     completion = search.completion(node)
     exact = exact_value(search.problem, completion)
-    if not node.parent:                     # the prompt: nobody wrote it
+    if not node.parent:                     # the prompt, which the model did not write
         return make_row(line_of(node), "", exact)
     note = ""
     if node.finished:
@@ -112,7 +112,7 @@ def stream_page(problem, tokens):
     for i, (line, end) in enumerate(zip(lines[:MOST], ends), 1):
         text = "\n".join(lines[:i]) + "\n"
         read = replay(problem, text)
-        # What stood before and stands no more was taken back by this line
+        # Steps that stood before and no longer stand were taken back here
         taken, standing = standing[len(read.standing):], read.standing
         for step in taken:                  # row 0 is the prompt, so line 0 is row 1
             rows[step.line + 1]["taken"] = i
@@ -127,7 +127,7 @@ def stream_page(problem, tokens):
 
 
 def what_it_does(line, read, n_taken):
-    """A line of a stream in words; read is the replay up to its end."""
+    """What a line of a stream does, in words; read is the replay up to its end."""
     if read.fault:
         return read.fault
     if n_taken:

@@ -4,12 +4,12 @@ Draw the two scaling laws from the tables that the scripts wrote.
     python plot.py                          # out/*.csv -> out/scaling.png
     python plot.py out/0 out/1              # several runs of the same commands: their means
 
-Left, accuracy against the FLOPs spent in RL, dotted what it was before, a line for each size of model; where
-there was no RL, those spent in SFT. Points on the way are measured on fewer problems than the last.
+Left: accuracy against the FLOPs spent in RL, a line for each size of model; dotted, the accuracy before RL.
+Without RL, against the FLOPs spent in SFT. All points but the last are measured on fewer problems.
 
-Right, accuracy against the tokens that a problem took at test time, of a model of streams those that it was
-allowed: a line for each method, dotted what one stream did before RL, broken and grey what needs no model;
-shaded, 95 % intervals (of several runs, the mean of theirs). Without a search.csv there is only the left one.
+Right: accuracy against the tokens spent on a problem at test time, or with a model of streams the tokens
+allowed, a line for each method. Dotted: one stream before RL; grey or black: methods without a model; shaded:
+95 % intervals (of several runs, their mean). Without a search.csv only the left panel is drawn.
 """
 import csv
 import io
@@ -23,10 +23,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# How what needs no model is drawn
+# Colour and line of methods without a model
 WITHOUT_MODEL = {"random steps": ("silver", "--"), "enumeration": ("gray", "-."),
                  "heuristic": ("black", "--"), "one step ahead": ("dimgray", (0, (1, 1)))}
-# What is drawn of training, where a table has it, beside the columns within64, within128, ...
+# Columns drawn of training, where a table has them, besides within64, within128, ...
 COLUMNS = {"pass16": "pass@16", "greedy": "greedy", "sampled": "single sample"}
 TAB20 = plt.get_cmap("tab20").colors
 COLORS = TAB20[::2] + TAB20[1::2]                                       # strong ones, then pale ones
@@ -44,7 +44,7 @@ def number_or_text(value):
 
 
 def read(folders, name):
-    """The rows of one table in all folders, numbers as floats. csv.Error if some have other columns."""
+    """The rows of one table in all folders, numbers as floats. csv.Error if a row does not fit the header."""
     rows = []
     for folder in folders:
         for row in read_table(os.path.join(folder, name)):
@@ -70,7 +70,7 @@ def means(rows, keys, columns):
 # The two laws
 
 def rl_of(folders):
-    """The rows of RL, without those of runs that began before the SFT that is there now."""
+    """The rows of RL, only from folders where RL began after the SFT that is there now."""
     rows = []
     for folder in folders:
         sft, rl = read([folder], "sft.csv"), read([folder], "rl.csv")
@@ -143,7 +143,7 @@ def draw_search(axis, folders):
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.2)
-    lines = sorted(axis.get_lines(), key=lambda line: -line.get_ydata()[-1])    # as they lie in the picture
+    lines = sorted(axis.get_lines(), key=lambda line: -line.get_ydata()[-1])    # by their right ends
     axis.legend(handles=lines, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 

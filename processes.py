@@ -1,9 +1,9 @@
 """
-Several processes, begun by `torchrun --nproc_per_node 2 train_sft.py`.
+Several processes, started by `torchrun --nproc_per_node 2 train_sft.py`.
 
-In training each takes its share of a batch, and before each step they agree on the mean of their gradients:
-so their weights stay the same to the last bit. In a search each takes its share of the problems. Only the
-first, of rank 0, prints and writes files.
+In training each takes its share of a batch, and before each optimizer step the gradients are averaged over
+all processes, so their weights stay equal to the last bit. In a search each takes its share of the problems.
+Only the first, of rank 0, prints and writes files.
 """
 import atexit
 import os
@@ -24,16 +24,16 @@ def join_processes(args):
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise ValueError("more processes than CUDA devices: use fewer, or --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Before there is a group: functions in there take it as a default argument when they are imported, as
-    # optimizers do some time, and would keep it for ever, with threads that may abort Python at its end.
+    # Import this before there is a group, as optimizers will import it anyway. Its functions take the group
+    # as a default argument and would keep it for ever, with threads that may abort Python at its end.
     from torch.distributed.nn import functional  # noqa: F401
-    dist.init_process_group(timeout=timedelta(hours=3))                 # measuring takes its time
+    dist.init_process_group(timeout=timedelta(hours=3))                 # rank 0 may measure for long
     atexit.register(dist.destroy_process_group)
     args.rank, args.processes = dist.get_rank(), dist.get_world_size()
 
 
 def share_of(n, args, flag):
-    """How many of the n that a flag asks for are this process's to make."""
+    """How many of the n items of a flag this process makes. ValueError if they cannot be shared equally."""
     if n % args.processes:
         raise ValueError(f"{flag} {n} cannot be shared by {args.processes} processes: choose a multiple")
     return n // args.processes
@@ -41,7 +41,7 @@ def share_of(n, args, flag):
 
 @contextmanager
 def told_if_lost():
-    """End with one line if another process is gone."""
+    """End the script with a one-line message if another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -50,7 +50,7 @@ def told_if_lost():
 
 
 def mean_over_processes(numbers):
-    """A list of numbers, or a tensor -> the same, averaged over all processes."""
+    """The mean over all processes of a list of numbers, or of a tensor, which is changed in place."""
     if not dist.is_initialized():
         return numbers
     tensor = torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
@@ -61,25 +61,25 @@ def mean_over_processes(numbers):
 
 
 def wait_for_all():
-    """Let no process go on before all of them are here."""
+    """Wait until all processes have called this."""
     mean_over_processes([0.0])
 
 
 def mean_count(n):
     """
-    The mean over all processes of what each has counted. Losses are divided by it: where gradients are
-    averaged, a sum divided by the mean count comes to the sum over all processes divided by the count of all.
+    The mean of a count over all processes. Each process divides its sum of losses by it: the mean over the
+    processes is then the sum of all losses divided by the count of all.
     """
     return mean_over_processes([n])[0]
 
 
 def average_gradients(model):
-    """What every process does between its gradient and its step."""
+    """Replace each gradient by its mean over all processes, before the optimizer step."""
     if not dist.is_initialized():
         return
     weights = list(model.parameters())
     learnt = mean_over_processes([float(weight.grad is not None) for weight in weights])
-    weights = [weight for weight, share in zip(weights, learnt) if share]       # that any process has one for
+    weights = [weight for weight, share in zip(weights, learnt) if share]       # with a gradient anywhere
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
     mean = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
     for weight, part in zip(weights, mean.split([weight.numel() for weight in weights])):
@@ -88,8 +88,8 @@ def average_gradients(model):
 
 def shared(function, items):
     """
-    function(items), which answers a list with one entry for each item: every process works on its share, and
-    gets all answers.
+    function(items), a list with one entry for each item. Every process works on its share of the items, and
+    gets the whole list.
     """
     if not dist.is_initialized():
         return function(items)

@@ -7,27 +7,27 @@ Spend compute at test time: the same model, more tokens, higher accuracy.
     # Traces to learn from (train_sft.py --data)
     python search.py --save FILE --methods "mcts (verifier)" --budgets 150
 
-A model of streams is its own search: one sample that may use up the whole budget (`stream`); the same, begun
-again with nothing in mind where it is --max-tokens long (`stream (afresh)`), or until the verifier is content
-(`best-of-n (verifier)`). Around a model of worked solutions there are three ways to generate, and ways to
-choose among what they found:
+A model of streams searches by itself: one sample may use up the whole budget (`stream`). Or it begins new
+samples of at most --max-tokens, until one ends (`stream (afresh)`) or the verifier accepts one (`best-of-n
+(verifier)`). Around a model of worked solutions there are three ways to generate, and ways to choose among
+the results:
 
     samples    greedy, a single sample, majority vote, best-of-N
     beam       beam search over steps (a step is a line): keep the best few partial solutions at each depth
     mcts       Monte-Carlo tree search over steps: PUCT, the policy as prior, the value head at the leaves
 
-A budget is a ceiling on the tokens generated for a problem, thrown-away ones included. A search sees the
-prompt only. Who chooses stands in parentheses:
+A budget is a ceiling on the tokens generated for a problem, discarded ones included. A search sees the prompt
+only. The scorer stands in parentheses:
 
     value      the value head
     verifier   the exact verifier, asked about finished completions only
     rollouts   the verifier, and in place of the value head one sample from each step to its end
-    best T     as without it, but at the temperature that is best on validation problems
+    best T     the same method, at the temperature that is best on validation problems
 
-vote is the sum of such scores over the samples that agree; majority vote, where each counts 1. In countdown
-the verifier is honest, because to check a solution takes no hidden answer; in expression it is not, and is
-marked so (*). Four methods need no model at all, to compare with: random legal steps, and depth-first search
-in order, in the order of a heuristic, and at random with a look one step ahead.
+vote adds up such scores over the samples that agree; in majority vote each counts 1. In countdown the
+verifier is fair, because checking a solution takes no hidden answer; in expression it is not, and is marked
+(*). Four methods need no model, as baselines: random legal steps, and depth-first search in order, in the
+order of a heuristic, and in random order with a look one step ahead.
 """
 import os
 import time
@@ -65,16 +65,14 @@ SOLUTIONS, STREAMS = "worked solutions", "streams"
 
 @dataclass(frozen=True)
 class Method:
-    """
-    A function (model, problems, budget, settings) -> list of Result, and what must be known to run it fairly.
-    """
+    """A function (model, problems, budget, settings) -> list of Result, and how to run it fairly."""
     run: callable
     verifies: bool = False                  # asks the verifier about finished completions
-    ranks: bool = False                 # ranks the samples of a budget, which are drawn once for all that do
+    ranks: bool = False                 # ranks the samples of a budget, which all ranking methods share
     best_temperature: bool = False          # runs at the temperature that is best on validation problems
     temperature: float = 1.0
     needs_model: bool = True
-    single: bool = False                # budgets beyond the longest sample add nothing, and have no row
+    single: bool = False                # larger budgets than the longest sample change nothing: no row
     models: tuple = (SOLUTIONS,)            # what its models write: worked solutions, streams
 
 
@@ -92,7 +90,7 @@ METHODS = {
     "best-of-n (verifier)": Method(partial(until_content, scorer="verifier"), verifies=True, models=BOTH),
     "best-of-n (verifier, best T)": Method(partial(until_content, scorer="verifier"), verifies=True,
                                            best_temperature=True),
-    # Four candidates for each step, the best goes on, and there is no way back
+    # Of four candidates for each step the best is kept, without backtracking
     "depth-1 (value)": Method(partial(beam, scorer="value", width=1, n_candidates=4)),
     "beam (value)": Method(partial(beam, scorer="value")),
     "beam (verifier)": Method(partial(beam, scorer="verifier"), verifies=True),
@@ -108,7 +106,7 @@ BATCH = 1000                                # problems searched side by side
 
 
 def default_methods(task, streams=False):
-    """Those for a model of streams or of worked solutions, on a task whose steps can be listed or not."""
+    """All methods that a task allows, for a model of streams or of worked solutions."""
     return [name for name, method in METHODS.items() if (STREAMS if streams else SOLUTIONS) in method.models
             and (method.needs_model or TASKS[task].enumerable)]
 
@@ -144,8 +142,8 @@ def best_temperature(model, method, budget, settings, args):
 
 def measure(model, problems, name, budget, settings, args, seconds_to_draw=0.0):
     """
-    One row of the table, and the Result of each problem. seconds_to_draw: what the samples took that settings
-    holds. All methods share a generator, which is seeded anew for each.
+    One row of the table, and the Result of each problem. seconds_to_draw: the time it took to draw
+    settings.samples. All methods share a generator, which is seeded anew for each.
     """
     method = METHODS[name]
     settings = replace(settings, temperature=method.temperature)
@@ -157,7 +155,7 @@ def measure(model, problems, name, budget, settings, args, seconds_to_draw=0.0):
     seconds, n = seconds_to_draw + time.time() - started, len(problems)
     correct, tokens = count_correct(problems, results), sum(r.tokens for r in results) / n
     low, high = wilson(correct, n)
-    # How many others a token sees, on the mean over tokens: long streams have long contexts
+    # The mean number of tokens that a token attends to: long streams have long contexts
     written = sum(r.tokens ** 2 for r in results) / max(1, n * tokens) if args.streams else args.max_tokens
     context = (len(encode(problems[0].prompt)) + written) / 2
     through_model = tokens + sum(r.read for r in results) / n if method.needs_model else 0
@@ -275,8 +273,8 @@ def run(parser, args):
         problems = load_problems(args)
         check_room(model, [encode(problem.prompt) for problem in problems], args.max_tokens)
     path = args.save or os.path.join(args.out, "search.csv")
-    if args.rank > 0:                       # it works for the first process, which prints and writes
-        args.seed += args.rank << 50        # with samples of its own: seeds are below 2 ** 50
+    if args.rank > 0:                       # works on its share; the first process prints and writes
+        args.seed += args.rank << 50        # so its samples are different: seeds are below 2 ** 50
         for _ in fill_table(model, problems, args):
             pass
         return

@@ -1,14 +1,14 @@
 """
 The teacher of worked solutions, and the model's own attempts, which teach the value head.
 
-What is hard in a countdown solution is to plan its first step; the rest is soon mastered. So after a while
-most batches show the first step up to its result only. Every sixth batch shows all: half of it solutions,
-half of it random steps, of which only the arithmetic is imitated, so that the model stays honest where a plan
-fails (`honest`).
+The hard part of a countdown solution is to plan its first step; the rest is learnt early. So after a while
+most batches show only the first step, up to its result. Every sixth batch shows whole texts: half of them
+solutions, half random steps, of which only the arithmetic is imitated, so that the model still computes
+correctly when a plan fails (`honest`).
 
 The value head learns P(this ends correct) at every token (binary cross-entropy, the outcome as label: Cobbe
-et al. 2021, section 3): from those random steps, and in the second half, now and then, from the model's own
-attempts as well, which the verifier judges (`own_attempts`).
+et al. 2021, section 3): from those random steps, and in the second half of training, at every 16th step, also
+from samples of the model itself, which the verifier judges (`own_attempts`).
 """
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from processes import share_of
 from sample import generate
 from verify import EOS, TASKS, encode, is_correct, make_problems, random_steps
 
-HARD_PART_AFTER = 0.13  # after this share of the steps most batches show the hard part of each solution,
-WHOLE_EVERY = 6         # and one in so many all of it
+HARD_PART_AFTER = 0.13  # after this share of the steps most batches show only the hard part of solutions
+WHOLE_EVERY = 6         # and every so many steps one shows whole texts
 VALUE_EVERY = 16        # in the second half, every so many steps the value head learns from own attempts
 
 
@@ -27,7 +27,7 @@ VALUE_EVERY = 16        # in the second half, every so many steps the value head
 # Examples
 
 def worked(problem, solution, part=None):
-    """A worked solution to imitate; or only a part of it, which then does not end."""
+    """A worked solution to imitate, or only a part of it, then without <|eos|>."""
     ids = encode(solution) + [EOS] if part in (None, solution) else encode(part)
     return Example(encode(problem.prompt), ids, [True] * len(ids))
 
@@ -52,12 +52,12 @@ def arithmetic_only(task, text):
 
 def honest(problem, rng):
     """
-    Random legal steps to the end, of which only what follows from each choice is imitated. In worked
-    solutions the last line always ends in the target: a model that has seen nothing else writes the target in
-    a dead end too, and can tell no wrong arithmetic from right. The value head learns how they ended.
+    Random legal steps to the end, of which only what follows from each choice is imitated. The last line of a
+    worked solution always ends in the target: a model that has seen nothing else writes the target in a dead
+    end, too, and cannot tell wrong arithmetic from right. The label is whether the steps solve the problem.
     """
     task = TASKS[problem.task]
-    text, state = random_steps(problem, problem.level - 1, rng, below=1000)    # more is read in parts
+    text, state = random_steps(problem, problem.level - 1, rng, below=1000)    # larger is read in parts
     ids, follows = arithmetic_only(task, text)
     label = float(task.is_solved(problem, state))
     return Example(encode(problem.prompt), ids + [EOS], follows + [True], [label] * (len(ids) + 1))
@@ -65,8 +65,8 @@ def honest(problem, rng):
 
 def outcomes(model, problems, begun, args, rng):
     """
-    One completion of the model's own for each problem, behind the token ids that it was begun with: what was
-    read, what was written, and whether the whole is right, three lists.
+    A sample of the model for each problem, after the token ids begun[i]. Three lists: what was read, what was
+    written, and whether the whole is right.
     """
     starts = [encode(problem.prompt) + lines for problem, lines in zip(problems, begun)]
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
@@ -79,9 +79,9 @@ def outcomes(model, problems, begun, args, rng):
 
 def own_attempts(model, problems, args, step):
     """
-    Where it is time for them, two completions of the model's own for each problem, of which one starts behind
-    random legal steps: a value head that only ever saw what the policy likes to write could not tell a search
-    what to think of the rest. Nothing of them is imitated; their verdicts are the labels.
+    At every VALUE_EVERY-th step of the second half, two samples of the model for each problem, one of them
+    after random legal steps: a search also meets texts that the policy seldom writes, and the value head must
+    judge these, too. Nothing of them is imitated; their verdicts are the labels.
     """
     if not problems or step < args.steps / 2 or step % VALUE_EVERY:
         return []
@@ -101,7 +101,7 @@ def own_attempts(model, problems, args, step):
 # What each step learns from
 
 def draw_problems(args, step):
-    """(problems, solutions, the generator that drew them), all of them functions of seed and step."""
+    """(problems, solutions, the generator that drew them); they depend on seed, step and rank only."""
     rng = np.random.default_rng([args.seed, step, 0, args.rank])
     n = share_of(args.batch_size, args, "--batch-size")
     return *make_problems(args.task, args.level, n, rng, progress=step / args.steps), rng
@@ -109,8 +109,8 @@ def draw_problems(args, step):
 
 def stage(args, step):
     """
-    What a step shows: in the "beginning" solutions in full; later most often the "hard part"; every sixth
-    time the "whole", in part random steps.
+    What a step shows: at the "beginning" whole solutions; later most often the "hard part"; every sixth time
+    the "whole", of which a part is random steps.
     """
     if step <= HARD_PART_AFTER * args.steps:
         return "beginning"
@@ -127,6 +127,6 @@ def lesson_on(problems, solutions, rng, args, step):
     show = hard_part if stage(args, step) == "hard part" else worked
     examples = [show(problem, solution) for problem, solution in zip(problems, solutions)]
     if stage(args, step) == "whole" and TASKS[args.task].enumerable:
-        n_honest = round(args.honest * len(problems))       # the first: so most of the hard ones
+        n_honest = round(args.honest * len(problems))       # most hard problems come first
         examples[:n_honest] = [honest(problem, rng) for problem in problems[:n_honest]]
     return problems, examples

@@ -1,5 +1,5 @@
 """
-Where a search keeps what the model has read, so that it never reads the same text twice.
+Keeps what the model has read in a search, so that it need not read the same text twice.
 """
 import torch
 
@@ -9,8 +9,8 @@ from sample import pad
 
 class Store:
     """
-    Keys and values of every token that a search has read. A token's place is its slot; texts that begin alike
-    share slots.
+    Keys and values of the tokens that a search has read. Each token has a slot; texts with the same beginning
+    share its slots.
     """
 
     def __init__(self, model):
@@ -20,14 +20,14 @@ class Store:
 
     def add(self, cache, start, lengths):
         """
-        Keep lengths[row] columns of each row of a cache, from column start on: their slots, a list for each
-        row.
+        Keep lengths[row] columns of each row of a cache, from column start on. Returns their slots, a list
+        for each row.
         """
         device = cache.k.device
         inside = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
         rows, columns = inside.nonzero(as_tuple=True)
         first, self.size = self.size, self.size + len(rows)
-        if self.size > self.k.size(1):      # twice as large, so that it is seldom moved
+        if self.size > self.k.size(1):      # at least doubled, so that it is seldom copied
             room = self.k.new_zeros(self.k.size(0), self.size, self.k.size(2))
             self.k, self.v = torch.cat((self.k, room), dim=1), torch.cat((self.v, room), dim=1)
         self.k[:, first:self.size] = cache.k[:, rows, start + columns]

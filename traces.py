@@ -5,7 +5,7 @@ train_sft.py learns from them.
     {"prompt": "98 11>87\\n", "completion": "98-11=87,87\\n", "correct": true, "tokens": 13, "method": "mcts"}
 
 and, where they are known, "values": P(this ends correct) after each line of the completion, a number or null;
-and "flops": what it cost to find. What there is to learn from a trace stands here too.
+and "flops": what it cost to find. This file also says what is learnt from a trace.
 """
 import json
 import math
@@ -27,7 +27,7 @@ MOST = 1e30                                 # tokens or FLOPs, more than anyone 
 
 
 def standing_lines(problem, completion):
-    """The numbers, from 0, of the lines that stand at the end: no verdict, no `wait`, not taken back."""
+    """The numbers, from 0, of the lines that are steps and were not taken back."""
     return [step.line for step in replay(problem, completion).standing[1:]]
 
 
@@ -41,10 +41,10 @@ def without_verdict(completion):
 
 def traces_of(problems, results, row):
     """
-    All that a method found, right and wrong, as traces. What the search has cost is shared by all of them.
+    All that a method found, right and wrong, as traces. Each bears an equal share of the cost of the search.
     """
     found = [(problem, *solution) for problem, result in zip(problems, results) for solution in result.found
-             if "<|" not in solution[0]]  # a special token amid the text: the language has no way to write it
+             if "<|" not in solution[0]]  # a special token inside, which cannot be encoded again
     flops = row["flops_per_problem"] * row["problems"] / max(1, len(found))
     traces = []
     for problem, completion, tokens, values in found:
@@ -61,8 +61,8 @@ def write_traces(path, traces):
 
 def read_traces(path, longest=None, task=None, level=None):
     """
-    The traces of a file as dicts. ValueError names the line that is wrong, over `longest` tokens, or, if they
-    are to be learnt from, of another task or level than is learnt, or of a problem that is held out.
+    The traces of a file as dicts. ValueError names a line that is wrong, has more than `longest` tokens or,
+    if task and level are given, is of another task or level, or of a held-out problem.
     """
     traces = []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -77,7 +77,7 @@ def read_traces(path, longest=None, task=None, level=None):
                                      f"{task} at level {level}")
                 if task and split_of(problem) != "train":
                     raise ValueError(f"a {split_of(problem)} problem, which nothing may be learnt from")
-            except (ValueError, RecursionError) as error:               # the second of what is nested deeply
+            except (ValueError, RecursionError) as error:               # the second if nested too deeply
                 raise ValueError(f"{path}, line {number}: {error}") from None
             traces.append(trace)
     if not traces:
@@ -86,7 +86,7 @@ def read_traces(path, longest=None, task=None, level=None):
 
 
 def check(trace):
-    """The problem of a trace, whose verdict is not believed but checked. ValueError says what is wrong."""
+    """The problem of a trace, after its fields and its verdict are checked. ValueError says what is wrong."""
     if not isinstance(trace, dict):
         raise ValueError("a trace stands in braces")
     missing = {"prompt", "completion", "correct"} - set(trace)
@@ -119,9 +119,9 @@ def check(trace):
 
 def imitated_lines(problem, completion, correct):
     """
-    Which lines of a trace are worth imitating, a list of bool: of a correct one the steps that stand,
-    `wait`s, verdicts, and checks that are true; of another the verdicts only. A last verdict that is false is
-    not imitated.
+    Which lines of a trace are imitated, a list of bool: of a correct one the steps that stand, `wait`s,
+    verdicts, and checks that are true; of a wrong one the verdicts only. A false verdict at the end is never
+    imitated.
     """
     standing, lines = set(standing_lines(problem, completion)), completion.split("\n")[:-1]
     imitated = []
@@ -137,8 +137,8 @@ def imitated_lines(problem, completion, correct):
 
 def from_trace(trace):
     """
-    A trace: the lines worth imitating are imitated, <|eos|> after a correct one. The value head learns the
-    labels of its lines, or without these the verdict, everywhere.
+    A trace as an Example. The lines of imitated_lines are imitated, and <|eos|> after a correct one. The
+    value head learns the values at the ends of lines, or if there are none the verdict at every token.
     """
     lines = trace["completion"].splitlines(keepends=True)
     correct, values = trace["correct"], trace.get("values")
@@ -152,12 +152,12 @@ def from_trace(trace):
         imitate += [imitated[number]] * len(tokens)
         labels += [everywhere] * len(tokens)
         if values and line.endswith("\n") and values[number] is not None:
-            labels[-1] = values[number]     # of what stands when the line has ended
+            labels[-1] = values[number]     # the label before the next token
     return Example(encode(trace["prompt"]), ids + [EOS], imitate + [correct], labels)
 
 
 def traces_lesson(traces, args, step):
-    """(no problems, examples): traces in an order of their own, again from the start when all were seen."""
+    """(no problems, examples): traces in a fixed random order, from the start again when all were seen."""
     order = np.random.default_rng(args.seed).permutation(len(traces))
     chosen = order.take(range(step * args.batch_size, (step + 1) * args.batch_size), mode="wrap")
     return [], [from_trace(traces[i]) for i in chosen[args.rank::args.processes]]
@@ -166,9 +166,9 @@ def traces_lesson(traces, args, step):
 @torch.no_grad()
 def introduce_words(model, traces):
     """
-    Words that the model has never had to write are some twenty nats less likely to it than any other, and to
-    undo that takes longer than most files of traces last. `?` and `wait` come where a text might end: let
-    them begin as likely as <|eos|>.
+    Words that the model was never trained to write are some twenty nats less likely than any other, and most
+    files of traces are too short to change that. `?` and `wait` come where a text might end: so they start as
+    likely as <|eos|>.
     """
     rows, words = model.lm_head.weight, set()                           # (V, C)
     for trace in traces:
@@ -176,5 +176,5 @@ def introduce_words(model, traces):
         for line, imitated in zip(lines, imitated_lines(problem, trace["completion"], trace["correct"])):
             words |= set(encode(line)) if imitated else set()
     for word in words:
-        if torch.equal(rows[word], rows[-1]):                       # as the last id, which is no word at all
+        if torch.equal(rows[word], rows[-1]):                       # untrained, as that of an unused id
             rows[word] = rows[EOS]

@@ -1,10 +1,9 @@
 """
-What both trainers share: the run around their steps, which begins or resumes, measures, logs, saves, and
+What both trainers share: the run around their steps. It begins or resumes, measures, logs and saves, and
 stops when asked.
 
-What is random in step i of a run is drawn from (seed, i), so to resume is to go on with step i: there is no
-state to restore but the weights, the optimizers and what has been counted. A run that was stopped and resumed
-ends with the same bits as one that was not.
+All that is random in step i depends on (seed, i) only. So resuming restores just the weights, the optimizers
+and the counts, and a run that was stopped and resumed ends with the same bits as one that was not.
 """
 import glob
 import math
@@ -26,7 +25,7 @@ from sample import generate
 from verify import (EOS, HELD_OUT_SEED, decode, encode, get_task, held_out_problems, is_correct,
                     random_steps, state_value, verify)
 
-SAVE_EVERY = 60                             # seconds, at most
+SAVE_EVERY = 60                             # seconds: a step that ends later is saved
 SHOWN = 10                                  # problems of which a sample is kept at each row of the table
 RESUME_NEEDS = ("flags", "step", "tokens", "flops", "table", "samples", "optimizers")
 
@@ -58,7 +57,7 @@ def load_stopped(name, args, device):
     if different:
         other = f"with --{different[0].replace('_', '-')} or without"
         raise ValueError(f"{path} was begun by another script, {other}: resume it there")
-    # Where and how it runs may change; what it computes may not.
+    # These flags may change: they do not change what is computed.
     free = ("out", "device", "workers", "profile", "rank", "resume")
     n = checkpoint["flags"]["processes"]
     if n != args.processes:
@@ -77,9 +76,9 @@ def load_stopped(name, args, device):
 
 def labelled_states(task, level, split, n=2000):
     """
-    What a value head can be measured on: n held-out problems, each with one or more random legal steps but
-    not all, and whether it can still be solved: (list of token ids, list of bool). Empty where there is no
-    such thing.
+    States to measure a value head on: n held-out problems, each with at least one random legal step and at
+    least one left to do, and whether each can still be solved: (lists of token ids, list of bool). Empty
+    where a task has no such states.
     """
     if not get_task(task).enumerable or level < 3:
         return [], []
@@ -101,7 +100,7 @@ class Run:
         """checkpoint: the one it starts from, whose tokens and FLOPs count; with --resume the run's own."""
         self.name, self.args, self.model, self.metrics = name, args, model, {}
         self.path, self.device = os.path.join(args.out, name), model.wte.weight.device
-        self.saved, self.saved_at = None, time.monotonic()              # the step that was saved last; when
+        self.saved, self.saved_at = None, time.monotonic()              # the last saved step; when
         n = max(args.test_problems, args.log_problems)
         self.problems = held_out_problems(args.task, args.level, n, args.split)
         self.prompts = [encode(problem.prompt) for problem in self.problems]
@@ -120,14 +119,14 @@ class Run:
                 raise ValueError(f"{self.path}.pt: its optimizers are not those of its model") from None
 
     @cached_property
-    def states(self):                       # only what is measured on them has to wait for them
+    def states(self):                       # made only when a measurement needs them
         return labelled_states(self.args.task, self.args.level, self.args.split)
 
     def count(self, tokens, forward, learnt, context):
         """
-        Add to the counts. tokens: what was sampled or imitated. forward: tokens that went through the model
-        forward only. learnt: tokens that were learnt from, which costs three times as much. context: how many
-        others each of them sees.
+        Add to the counts. tokens: what was sampled or imitated. forward: tokens that only went forward
+        through the model. learnt: tokens that were learnt from, which cost three times as much. context: to
+        how many other tokens each attends, on average.
         """
         flops = flops_per_token(self.model.config, context) * (forward + 3 * learnt)
         tokens, flops = mean_over_processes([tokens, flops])
@@ -137,7 +136,7 @@ class Run:
     def steps(self):
         """The steps still to do; the trainer ends each by calling `finish`."""
         args, self.heard = self.args, catch_signals()
-        wait_for_all()                                      # by now all have read what --init names
+        wait_for_all()                                      # all have read --init: it may be renamed now
         if args.rank == 0:                                  # the other processes learn, and write nothing
             self.take_folder()
             print(f"train_{self.name}.py on {self.device}: {vars(args)}", flush=True)
@@ -158,7 +157,7 @@ class Run:
         first_three = list(self.metrics.items())[:3]
         self.bar.set_postfix({key: f"{value:.3f}" for key, value in first_three}, refresh=False)
         self.check_finite(done)
-        at_power = done & (done - 1) == 0                       # of two: an even spread on a logarithmic axis
+        at_power = done & (done - 1) == 0                       # a power of two: even spacing on a log axis
         is_row = done == args.steps or (done % args.log_every == 0 if args.log_every else at_power)
         stop, = mean_over_processes([float(len(self.heard))])
         if args.rank == 0 and is_row:
@@ -170,21 +169,21 @@ class Run:
             wait_for_all()                                      # no process ends before all is written
             if args.rank == 0:
                 print(f"stopped at step {done}; to go on, run the same script with --resume --out {args.out}")
-            raise SystemExit(128 + (self.heard or [signal.SIGINT])[0])      # perhaps another process heard it
+            raise SystemExit(128 + (self.heard or [signal.SIGINT])[0])      # [] if another process got it
 
     def take_folder(self):
-        """Keep other runs out of --out, and put what earlier ones left there in order."""
+        """Lock --out, remove temporary files of killed runs, and rename the files of earlier runs."""
         open_folder(self.args.out)
         self.lock = lock_folder(self.args.out)
         for temporary in glob.glob(f"{glob.escape(self.path)}.*.tmp") if self.lock else []:
-            os.remove(temporary)            # of a run that was killed: with the lock, there is no other
+            os.remove(temporary)            # with the lock, it can only be of a run that was killed
         if not self.args.resume:
             init = os.path.realpath(self.args.init or "")
             aside = set_aside(f"{self.path}.pt")
             if aside and init == os.path.realpath(f"{self.path}.pt"):
-                self.args.init = aside      # it may be read again
+                self.args.init = aside      # the new name: it may be read again
             set_aside(f"{self.path}.csv")
-        elif self.table:                    # the run may have been killed before it wrote it
+        elif self.table:                    # the run may have been killed before it wrote the table
             save_table(f"{self.path}.csv", self.table)
 
     def check_finite(self, done):
@@ -197,7 +196,7 @@ class Run:
             fail(f"step {done}: the loss or some weights are nan or inf now; {kept}. Try a lower --lr")
 
     def log(self, done):
-        """Add a row to the table, and show it, with a sample; keep some more for experiments/samples.py."""
+        """Add a row to the table, show it with a sample, keep more samples for experiments/samples.py."""
         row = self.measure(self.args.test_problems if done == self.args.steps else self.args.log_problems)
         n_parameters = sum(weight.numel() for weight in self.model.parameters())
         counts = {"step": done, "tokens": self.tokens, "flops": self.flops, "parameters": n_parameters}
@@ -213,7 +212,7 @@ class Run:
         self.bar.write(f"  {self.problems[0].prompt}{completions[0]}  [{reason}]")
 
     def measure(self, n):
-        """Accuracy on n held-out problems, and how well the value head knows which states can be solved."""
+        """Accuracy on n held-out problems; without streams also the AUC of the value head on `states`."""
         def judge(i, ids):
             return is_correct(self.problems[i], ids)
         args = self.args

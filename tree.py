@@ -1,18 +1,17 @@
 """
 Search over steps: beam search and Monte-Carlo tree search, led by the policy and the value head.
 
-A step is a line, and a node of the tree is the text up to the end of one. A node has too many possible next
-steps to list, so `expand` adds one child at a time: the likeliest line that is still missing. It is written
-greedily, and each token leaves the second and third best in its place behind, as a branch where another child
-may begin:
+A step is a line, and a node of the tree is the text up to the end of a line. A node has too many possible
+next steps to list, so `expand` adds one child at a time: it takes the likeliest beginning that no child has
+yet, and completes it greedily. At each token the second and third best are noted as branches, where other
+children may begin:
 
     9-5=4,3 2 4      the first child, written greedily
     9+               a branch: the second child may begin like this ...
-    3                ... or like this, whatever is likelier
+    3                ... or like this, whichever is likelier
 
-So no step is found twice, and a new one costs only the tokens behind its branching point. Keys and values of
-what was read stay in a `Store`, for all tokens of a text but the last: that one is what the next step reads
-first.
+So no step is found twice, and a new one costs only the tokens after its branch begins. A `Store` keeps the
+keys and values of all tokens of a text but the last: that one is what the next step reads first.
 
 All problems of a batch are searched side by side: each search picks a node, and one call to the model expands
 them all.
@@ -34,9 +33,9 @@ from store import Store
 from verify import EOS, NEWLINE, TASKS, decode, encode, verify
 
 STOPS = (NEWLINE, EOS)                      # where a step ends
-MIN_PROB = 0.01                             # of the beginning of a step that is worth a try
+MIN_PROB = 0.01                             # branches that are less likely are left out
 VERIFYING = ("verifier", "rollouts")        # scorers that ask the verifier about finished completions
-JUDGES = ("value", *VERIFYING)              # of nodes
+JUDGES = ("value", *VERIFYING)              # scorers of nodes
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ JUDGES = ("value", *VERIFYING)              # of nodes
 
 @dataclass(order=True)
 class Branch:
-    """Where a new child may begin: with tokens that no child begins with so far."""
+    """Where a new child may begin: with tokens that begin none of the children so far."""
     cost: float                         # minus their log-probability: the likeliest is the first of a heap
     begun: list = field(compare=False)      # token ids
     slots: list = field(compare=False)      # where the store has the node and these tokens, all but the last
@@ -56,17 +55,17 @@ class Node:
     slots: list = field(default_factory=list)           # where the store has them, all but the last
     prior: float = 1.0                      # probability of the last step under the policy
     path: float = 1.0                       # probability of all steps so far
-    value: float = 0.5                  # P(this ends correct): value head; of a finished one, whoever judges
+    value: float = 0.5                  # P(this ends correct), by the value head, a rollout or a verdict
     parent: "Node" = None
     children: list = field(default_factory=list)
     branches: list = None                   # a heap of Branch; at first there is one, with nothing begun
     visits: int = 0
     total: float = 0.0                      # sum of what was backed up through here
     finished: bool = False                  # ended in <|eos|>
-    # Nothing left to find below: it ended, or the policy would rather end above it, or all children are
-    # closed, or the model could not read on
+    # Nothing is left to find below: it ended, or the policy finds it likeliest to end here, or all children
+    # are closed, or the model could not read on
     closed: bool = False
-    head: float = field(init=False)         # the value head's value, whoever judges
+    head: float = field(init=False)         # by the value head, whatever the scorer
 
     def __post_init__(self):
         self.head = self.value
@@ -80,15 +79,15 @@ class Node:
     @property
     def score(self):
         """
-        What beams are kept by and solutions chosen by: P(the policy writes this) x P(this ends correct). The
-        value alone would pick what the policy hardly ever writes, lines that the value head has never seen
-        and judges at random.
+        Ranks beams and solutions: P(the policy writes this) x P(this ends correct). The value alone would
+        pick lines that the policy hardly ever writes; the value head has never seen these and judges them at
+        random.
         """
         return self.path * self.value
 
 
 class Search:
-    """What one problem's search has found and spent, whatever the order in which its nodes are expanded."""
+    """The search on one problem: its tree, what it has found and what it has spent."""
 
     def __init__(self, problem, limit, scorer, slots, room):
         self.problem, self.scorer, self.budget = problem, scorer, Budget(limit)
@@ -100,7 +99,7 @@ class Search:
 
     @property
     def over(self):
-        if self.budget.left < 2 or self.root.closed:            # a branch and one more token are the least
+        if self.budget.left < 2 or self.root.closed:            # a branch's token and one more may be needed
             return True
         if self.scorer in VERIFYING:
             return any(node.value == 1.0 for node in self.finished)
@@ -108,8 +107,8 @@ class Search:
 
     def bound(self, node):
         """
-        No score of what can still be found below a node is higher: the probability of its likeliest open
-        path.
+        An upper bound on the score of solutions still to be found below a node: the probability of its
+        likeliest open path.
         """
         best, waiting = 0.0, [node]         # no recursion: paths may have thousands of lines
         while waiting:
@@ -144,7 +143,7 @@ class Search:
 
 @torch.no_grad()
 def start_searches(model, problems, budget, scorer, max_tokens=None):
-    """A store, and for each problem a search whose prompt it holds, all but the last token."""
+    """A store that holds each prompt but its last token, and a list with a Search for each problem."""
     if scorer not in JUDGES:
         raise ValueError(f"no scorer {scorer!r}: there are {', '.join(JUDGES)}")
     prompts, store = [encode(problem.prompt) for problem in problems], Store(model)
@@ -159,7 +158,7 @@ def start_searches(model, problems, budget, scorer, max_tokens=None):
 
 @dataclass
 class Line:
-    """What the model wrote behind a node and a branch, and its probabilities on the way."""
+    """What the model wrote after a node and a branch, with its log-probabilities."""
     new: list                               # token ids
     slots: list                             # of the token before each
     logprobs: list                          # of each
@@ -172,7 +171,7 @@ def write_lines(model, store, searches, nodes, branches):
     texts = [node.ids + branch.begun for node, branch in zip(nodes, branches)]
     readable = model.config.block_size - max(map(len, texts)) - 1       # one for read_last
     rooms = [search.room - len(branch.begun) for search, branch in zip(searches, branches)]
-    # Of the budget one less: the branch's own token is paid for, too
+    # One less than the budget: the branch's own token counts, too
     limits = [min(max(1, room), search.budget.left - 1, readable) for room, search in zip(rooms, searches)]
     cache = store.load(model, [branch.slots for branch in branches])
     samples = generate(model, texts, limits, 0.0, STOPS, n_top=3, read_last=True, cache=cache)
@@ -191,14 +190,14 @@ def write_lines(model, store, searches, nodes, branches):
 
 def expand(model, store, searches, nodes):
     """
-    Give each node one more child, the likeliest step it lacks; its value comes from the same pass. Returns
+    Give each node one more child, from its likeliest branch; its value comes from the same pass. Returns
     the children, None where a step was cut off.
     """
     branches = [heappop(node.branches) for node in nodes]
     lines = write_lines(model, store, searches, nodes, branches)
     children = []
     for search, node, branch, line in zip(searches, nodes, branches, lines):
-        if branch.begun:                    # its last token was generated too, but not yet paid for
+        if branch.begun:                    # its last token was generated too, but not yet counted
             search.budget.spend(len(line.new) + 1)
         else:                               # the node's last token had to be read again, to go on from it
             search.budget.spend(len(line.new), read=1)
@@ -210,7 +209,7 @@ def expand(model, store, searches, nodes):
 
 
 def add_branches(node, branch, line):
-    """What was second and third best at each token of a line is where other children may begin."""
+    """Note the second and third best token at each place of a line as branches, if they are likely enough."""
     so_far = -branch.cost
     for t, token in enumerate(line.new):
         for logprob, other in line.others[t]:
@@ -232,7 +231,7 @@ def add_child(search, node, branch, line):
         if search.scorer in VERIFYING:
             child.value = float(verify(search.problem, search.completion(child)).correct)
         if not branch.begun and len(line.new) == 1:
-            node.closed = True              # who would rather end here need not go on
+            node.closed = True              # the policy would rather end here
         search.finished.append(child)
     node.children.append(child)
     return child
@@ -240,8 +239,8 @@ def add_child(search, node, branch, line):
 
 def roll_out(model, store, searches, children, generator):
     """
-    Instead of the value head: each child's value is whether one sample from it to its end is right. A sample
-    that is right is a solution too. Monte-Carlo rollouts, as in tree search before there were value networks
+    In place of the value head: a child's value is 1 if one sample from it to the end is right, else 0. A
+    right sample is a solution, too. Monte-Carlo rollouts, as in tree search before there were value networks
     (Coulom 2006).
     """
     pairs = [(search, child) for search, child in zip(searches, children)
@@ -256,7 +255,7 @@ def roll_out(model, store, searches, children, generator):
         end = Node(child.ids + new, parent=child, finished=new[-1] == EOS)
         right = end.finished and verify(search.problem, search.completion(end)).correct
         child.value = end.value = float(right)
-        if end.value:                       # not part of the tree, but found
+        if end.value:                       # a solution, though not part of the tree
             search.finished.append(end)
 
 
@@ -265,15 +264,15 @@ def roll_out(model, store, searches, children, generator):
 
 def beam(model, problems, budget, settings, scorer, width=None, n_candidates=None):
     """
-    Each depth turns the beams of a problem into n_candidates (default 1.5 x width), of which the best by
-    score go on. The default width is as many solutions as the budget has room for; few cost so much, as they
-    share beginnings. -> Results
+    At each depth the beams of a problem get n_candidates children (default 1.5 x width), of which the best by
+    score are kept. The default width is the number of longest solutions that fit the budget; most cost less,
+    as they share beginnings. -> Results
     """
     store, searches = start_searches(model, problems, budget, scorer, settings.max_tokens)
     width = width or max(1, round(budget / settings.max_tokens))
     beams = [[search.root] for search in searches]
     while any(beams):
-        # A candidate for each problem, from its beams in turn
+        # One candidate for each problem a turn, from its beams in order
         for turn in range(n_candidates or math.ceil(1.5 * width)):
             live, nodes = [], []
             for search, kept in zip(searches, beams):
@@ -296,7 +295,7 @@ def select(root, c_puct):
     """
     The node to expand: from the root down, argmax of Q + c P sqrt(visits of the parent) / (1 + visits) (PUCT,
     Silver et al. 2017, p. 8). A node's next new child competes with the children it has, with its branch's
-    probability as P and, as in AlphaZero, 0 as Q; where it wins, that is the place.
+    probability as P and, as in AlphaZero, 0 as Q; where it wins, the node is chosen.
     """
     node = root
     while True:

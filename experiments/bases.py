@@ -1,5 +1,5 @@
 """
-Bases that were shown something else: train_sft.py with another lesson. All its flags work here too.
+Base models trained on other examples: train_sft.py with another lesson. All its flags work here too.
 
     python -m experiments.bases --kind direct --task expression --level 2 --steps 1000 --out out/direct
     python -m experiments.bases --kind shots --task expression --level 2 --steps 1000 --out out/shots
@@ -9,17 +9,17 @@ Bases that were shown something else: train_sft.py with another lesson. All its 
     python -m experiments.bases --kind returns --share 0.05 --out out/returns
 
     direct     the answer alone, without a chain of thought (for tasks where the last line says it all)
-    shots      direct answers, behind 0 to --shots solved examples; all of them stand before the test problems
+    shots      direct answers, after 0 to --shots solved examples; each test problem has --shots before it
     retries    half of the examples with random steps take them back, and a solution follows
     few        the same --solutions worked solutions again and again; random steps, which need no teacher, are
                fresh
-    states     beside the usual lesson, problems begun with random legal steps, four for each that is solved:
-               the value head learns whether one sample from there is right, or, with --label exact *,
+    states     besides the usual lesson, four problems begun with random legal steps for each usual one: the
+               value head learns whether one sample from there is right, or, with --label exact *,
                whether they can be solved at all
-    returns    streams, but of those that go back only a --share; in place of the others as many tokens of
+    returns    streams, but only a --share of those that go back; the others are replaced by as many tokens of
                worked solutions, written as streams write them
 
-* is an oracle: enumeration.
+* uses an oracle: enumeration.
 """
 from dataclasses import replace
 from functools import lru_cache, partial

@@ -4,20 +4,19 @@ less without its checks.
 
     python -m experiments.bounds                    # out/rl.pt -> out/bounds.csv
 
-Streams are sampled once, and each cure is applied to what was written. What can be solved is said by
-enumeration, so all cures but the first and the last are oracles:
+Streams are sampled once, and each cure is applied to what was written. Enumeration says what can be solved,
+so all cures but the first and the last are oracles:
 
     no repeats      an attempt with an opening that was tried before takes no tokens, unless it succeeds
-    legal steps     behind an opening, no step that computes wrongly is taken where the target can be reached
-    no giving up    nor does one go back from there
-    right plans     nor is a step taken that the target cannot be reached from
-    all of these
+    legal steps     after an opening, no step computes wrongly where the target can be reached
+    no giving up    the stream does not go back from such a place
+    right plans     no legal step there makes the target unreachable
+    all             all of these
     no checks       no cure: the stream ends before its first check, with what stands there
 
-Where a mistake of the middle three would have been made the solver writes the rest, and its tokens count.
-Openings are not cured: which of them are tried, and when, is the stream's. A stream that was cut off does not
-go on, so what the first cure gives is a lower bound. ended_wrong is the share that was not cut off, and is
-not right.
+At the first mistake that one of the middle three forbids, the solver writes the rest, and its tokens count.
+Openings are not cured: the stream itself chooses which to try, and when. A stream that was cut off does not
+go on, so what the first cure gives is a lower bound. ended_wrong is the share that ended and is not right.
 """
 import os
 

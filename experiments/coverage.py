@@ -1,15 +1,15 @@
 """
-How far repeated sampling goes, and how much of it is left where nobody knows which sample is right.
+How many problems repeated sampling solves, and how many of these remain without a verifier.
 
     python -m experiments.coverage                  # out/sft.pt -> out/coverage.csv, out/coverage.png
     python -m experiments.coverage --models out/answers/sft.pt out/expression/sft.pt --samples 1024
 
-For models of worked solutions. Coverage is the share of problems of which at least one of k samples is right,
-pass@k, from all samples without bias. "fit" is the law of Brown et al. (2024, 2407.21787), by which minus its
-logarithm is a power of k; it is fitted to the first half of the curve, on a logarithmic axis, so that the
-other half is predicted. The other rows choose one of k samples, without the verifier: by majority vote, by a
-vote in which each counts as much as the value head thinks of it, or the one that it thinks most of; each is
-the mean over up to 16 disjoint groups of k samples.
+For models of worked solutions. Coverage is the share of problems of which at least one of k samples is right:
+pass@k, an unbiased estimate from all samples. "fit" is the law of Brown et al. (2024, 2407.21787): minus the
+logarithm of coverage is a power of k. It is fitted to the first half of the curve, on a logarithmic axis, so
+it predicts the other half. The other rows choose one of k samples, without the verifier: by majority vote, by
+a vote weighted with the values of the value head, or by the highest value; each is the mean over up to 16
+disjoint groups of k samples.
 """
 import math
 import os

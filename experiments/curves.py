@@ -1,5 +1,5 @@
 """
-Scaling curves from separate runs, each with a schedule of its own, and the laws that are fitted to them.
+Scaling curves from separate runs, each with its own schedule, and the laws that are fitted to them.
 
     python -m experiments.curves sizes          # depths 1 to 6 at four budgets -> results/curves/sizes.csv
     python -m experiments.curves sizes --budgets 40 --depths 4      # what the fit predicts, held against it
@@ -7,11 +7,11 @@ Scaling curves from separate runs, each with a schedule of its own, and the laws
     python -m experiments.curves steps          # with and without a chain of thought, over 1 to 8 operators
     python -m experiments.curves few            # from 100 to 100,000 worked solutions, then RL or search
 
-Nothing is trained here: a run is a list of command lines for the other scripts, and a row of the table is
-what its last checkpoint can do. A row is kept in the folder of its run, and not run again if it is there or
-in the table: so a command that was stopped goes on where it was, but for the last run, and several may go
-side by side with other --seeds. To run again what the table has, give another --results. Budgets are in
-TFLOP.
+Nothing is trained here: a run is a list of command lines for the other scripts, and a row of the table
+measures its last checkpoint. A row is kept in the folder of its run; a run is skipped if its row is there or
+in the table. So a command that was stopped goes on where it was, except for the run in progress, and several
+commands with different --seeds may run at once. To repeat runs of the table, give another --results. Budgets
+are in TFLOP.
 
     sizes   the loss of a plan (nats for the first step of a worked solution, up to its result) against
             compute, and the laws that laws.py fits to it
@@ -19,8 +19,8 @@ TFLOP.
             validation problems; by how much pass@k is above the base's, problem by problem.
     steps   expression: a worked solution, or the answer alone, at the same training compute; and the majority
             vote of each within as many tokens as one worked solution may take.
-    few     SFT on so many worked solutions, again and again; from there as much compute in RL as in search
-            (six samples of each new problem), whose right finds are imitated.
+    few     SFT on a fixed number of worked solutions; from there the same compute in RL, or in search (six
+            samples of each new problem) and imitation of its right samples.
 """
 import glob
 import json

@@ -7,7 +7,7 @@ Make a trained model larger without changing what it says (Net2Net: Chen et al. 
 
 The new layers stand between the old ones. The matrices by which they add to the residual stream are zero, as
 those of every new model are, so at first they add nothing; training goes on from what was learnt already. A
-model that embeds more tokens together says something else of longer numbers only.
+larger --n-gram changes the outputs for longer numbers only.
 """
 import os
 from dataclasses import replace

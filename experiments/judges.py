@@ -1,10 +1,10 @@
 """
-Who may judge? search.py with other judges of its samples, and with streams that go on after a judgement.
+search.py with other judges of its samples, and with streams that go on after a verdict.
 
     python -m experiments.judges --init out/sft.pt --judge out/judge/sft.pt --methods "vote (verdict)"
 
-All flags and methods of search.py work here too. More of them, for a model that has learnt to write verdicts
-(experiments/rewrite.py), its own or that of `--judge`:
+All flags and methods of search.py work here too. These are added; they need a model that has learnt to write
+verdicts (experiments/rewrite.py), the searching one or that of `--judge`:
 
     judge     the value head of --judge, at the end of a sample
     lines     the product of its values after each line, as process reward models rank (Lightman et al. 2023)

@@ -1,7 +1,7 @@
 """
-What follows from the rows of experiments/curves.py. The law of sizes: at each budget the size at which a
+Results computed from the rows of experiments/curves.py. The law of sizes: at each budget the size at which a
 plan's loss is lowest, and power laws through these points (approach 2 of Hoffmann et al. 2022). And what RL
-gains over its base, with intervals that use that both met the same problems.
+gains over its base, with paired intervals, as both are measured on the same problems.
 """
 import numpy as np
 

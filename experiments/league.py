@@ -6,20 +6,20 @@ The league table: every hypothesis about how o1 was made, from one base model, a
     python -m experiments.league --quick        # one seed, half of everything -> out/league_quick (16 min)
     python -m experiments.league --level 4 --seeds 0            # four numbers -> out/league_level4
 
-Nothing happens here but command lines, which the other scripts run: each row of the table is the list of
-commands that makes it, and anyone can type them. A row that is in the table is not run again, so a league
-that was stopped goes on where it was; to redo a row, delete its lines in league.csv.
+This script only runs command lines of the other scripts: each row of the table is the list of commands that
+makes it, and anyone can type them. A row that is in the table is not run again, so a league that was stopped
+goes on where it was; to redo a row, delete its lines in league.csv.
 
 Each row has the learning rate of three (--quick: one) with which its single samples solve most validation
-problems; the runs that find it out are not counted. The base is what train_sft.py makes. Rows marked * use an
+problems; the runs that choose it are not counted. The base is what train_sft.py makes. Rows marked * use an
 oracle beyond the verifier: enumeration says which turn was the first wrong one, or which states can be
 solved. All else is learnt from the model's own attempts, found by sampling or search, judged by the verifier.
 Rows are measured on the same test problems: greedy, sampled and pass@16; a single sample at the temperature
 that is best on validation problems; the value head against the exact value of partial solutions (AUC); and
-the best accuracy under a ceiling of 256 and of 1,024 tokens a problem, once by what the model itself thinks
-of its solutions and once with the verifier, which sees finished ones only. The best of several methods is a
-little better than it would be on other problems, in all rows. The heuristic search without a model stands at
-the end, to compare with.
+the best accuracy under a ceiling of 256 and of 1,024 tokens a problem, once with solutions chosen by the
+model itself and once with the verifier, which sees finished ones only. The best of several methods is chosen
+on the test problems, so it is a little too high in all rows. The last row, for comparison, is the heuristic
+search without a model.
 """
 import csv
 import os

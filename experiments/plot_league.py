@@ -3,8 +3,8 @@ Draw the league table.
 
     python -m experiments.plot_league                       # results/league.csv -> results/league.png
 
-Left, all that was measured of each row. Right, pass@16 against a single sample: who only moves probability to
-what the base finds already goes right and down, who learns something new goes up.
+Left: all that was measured of each row. Right: pass@16 against a single sample. A method that only moves
+probability to what the base already finds goes right and down; one that learns something new goes up.
 """
 import os
 

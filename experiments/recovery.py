@@ -1,13 +1,13 @@
 """
-Does a stream find back after an error? Errors are put into it on purpose.
+Does a stream recover from an error? Errors are put into it on purpose.
 
     python -m experiments.recovery                  # out/rl.pt -> out/recovery.csv
     python -m experiments.recovery --init out/sft.pt --split validation
 
-Each problem is begun in several ways, and the model goes on from there: with nothing, an opening that can be
-solved, one that cannot, a line that computes wrongly, and such a line behind an opening that can be solved.
-recovery.csv has, for each beginning, how often what follows is right within so many further tokens, and what
-the next line does: goes back, goes on, or is wrong. What can be solved is said by enumeration.
+Each problem is begun in several ways, and the model continues: with nothing, an opening that can be solved,
+one that cannot, a line that computes wrongly, and such a line after an opening that can be solved.
+recovery.csv has, for each beginning, how often the continuation is right within --max-tokens, and what the
+next line does: goes back, goes on, or is wrong. Enumeration says what can be solved.
 """
 import os
 from collections import Counter

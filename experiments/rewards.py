@@ -4,9 +4,9 @@ flags of train_rl.py work here too.
 
     python -m experiments.rewards --algo ppo-process        # out/sft.pt -> out/rl.pt (45 s on two CPU cores)
 
-    ppo-process   PPO with a reward after each line: by how much it changed P(this ends correct), says the
-                  value head of --init
-    ppo-exact     the same, where enumeration says whether the problem can still be solved (an oracle)
+    ppo-process   PPO with a reward after each line: its change of P(this ends correct), by the value head of
+                  --init
+    ppo-exact     the same, but enumeration says whether the problem can still be solved (an oracle)
     pass-k        REINFORCE that maximises P(one of --pass-k samples is right)
     kl            REINFORCE with a KL penalty that holds the policy close to that of --init
 """

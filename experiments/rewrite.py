@@ -1,5 +1,5 @@
 """
-Turn what a model found, right and wrong, into what there is to learn from it.
+Turn the traces of a model, right and wrong, into traces to learn from.
 
     python search.py --init out/sft.pt --save out/found.jsonl --methods majority --budgets 160
     python -m experiments.rewrite --write verdicts --data out/found.jsonl --save out/traces.jsonl
@@ -15,21 +15,21 @@ A file of traces comes in, another goes out. What is written into it (`--write`)
     continuations *   verdicts, where failed ones go on after ?no: as many `wait`s as lead back to before the
                       first wrong turn, from there a sample of the model's own that is right, and ?yes
     mended *          streams up to where they first leave what they could have solved, and from there the
-                      solver's solution; failed ones that were never there are left out
+                      solver's solution; failed ones without such a place are left out
     searched          for each problem that was solved one stream: what a search tried, in its order, up to
                       the first that is right, `wait` and the problem behind each of the others
 
 and what the value head is to learn at each line (`--label`), a process reward model's labels:
 
-    given             nothing new: the verdict counts for all tokens, but where steps are taken back
+    given             no new labels: the verdict is that of all tokens, except where steps are taken back
     rollouts          the share of --samples samples, from there to the end, that are right (Math-Shepherd,
                       Wang et al. 2024)
-    exact *           whether the problem can still be solved, by enumeration: no language task has that
+    exact *           whether the problem can still be solved, by enumeration; language tasks lack such labels
 
-* uses an oracle: enumeration says which turn was the first wrong one, or what is still solvable. All
-solutions are the model's own. Each different attempt of a problem is written once. Right ones stay, and those
-that could not be mended: a model that only ever saw mended ones would learn to take back whatever it has
-written.
+* uses an oracle: enumeration says which turn was the first wrong one, or what is still solvable. Only
+`mended` uses solutions that are not the model's own. Equal attempts of a problem are written once. Composites
+and continuations keep right attempts and those that could not be mended: a model that only saw mended ones
+would learn to take back whatever it has written.
 """
 import os
 from collections import defaultdict

@@ -5,8 +5,8 @@ How fast is a step of RL? Tokens a second, sampled and learnt from; beside TRL.
     python -m experiments.rl_speed --new-tokens 1024 --compare  # beside TRL's GRPOTrainer
 
 `--compare` uses trl where it is installed (pip install trl). Models of the same shape with random weights;
-completions that are all equally long; random rewards; one update a step, no reference model. Problems,
-verdicts and the teacher's streams beside are left out: `train_rl.py --profile` says what they take.
+completions that are all equally long; random rewards; one update a step, no reference model. The time for
+problems, verdicts and the teacher's streams is left out: `train_rl.py --profile` shows it.
 """
 import statistics
 import tempfile

@@ -5,7 +5,7 @@ side: one file that needs nothing else.
     python -m experiments.samples                           # out/sft.pt, out/rl.pt -> out/samples.html
     python -m experiments.samples out/rl.pt --html rl.html
 
-The samples are greedy: what changes from one column to the next is the model, and not luck.
+The samples are greedy, so columns differ because the model changed, not by chance.
 """
 import html
 import os

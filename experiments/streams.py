@@ -1,19 +1,19 @@
 """
-How a stream gets better the longer it may think, and what goes wrong in it, held against the exact values.
+How accuracy grows with the length of streams, and what goes wrong in them, compared with exact values.
 
     python -m experiments.streams                   # out/rl.pt -> out/streams.csv, out/faults.csv
     python -m experiments.streams --init out/sft.pt --temperatures 0.7 1 --split validation
     python -m experiments.streams --samples 64 --n-problems 100 --max-tokens 1024       # and out/lengths.csv
 
 streams.csv has A(b), the share of problems that one sample solves within b tokens, <|eos|> included, on
-targets that were trained on and on those that were not; faults.csv how often a step is wrong, an opening
-comes twice, one goes back to a state that was never there, or gives up one that can be solved, and how often
-a step keeps what can be solved solvable, by how many numbers are left (0: behind a wrong step). "checked" is
-what seems to be solved and has a check behind it: at 0 numbers it should be taken back, at 1 not.
+targets that were trained on and on those that were not. faults.csv counts, by how many numbers are left (0:
+after a wrong step): wrong steps, repeated openings, returns to a state that was never there, returns from a
+state that can be solved, and steps that keep what can be solved solvable. "checked" is what seems to be
+solved and has a check after it: at 0 numbers it should be taken back, at 1 not.
 
-lengths.csv, of several samples for each problem, has the share that is right among the shortest fifth of all
-streams, the next, and so on; once of all streams together ("pooled"), where the long ones are those of hard
-problems, and once of the streams of each problem ("within"), where they are not.
+lengths.csv, with several samples for each problem, has the accuracy of each fifth of the streams by length:
+once over all streams ("pooled"), where long ones come from hard problems, and once over the streams of each
+problem ("within"), where they do not.
 """
 import os
 from collections import Counter

@@ -1,15 +1,14 @@
 """
-What the value head knows, held against enumeration: how well it tells partial solutions that can still be
-solved from others, and whether its probabilities are true.
+The value head compared with enumeration: how well it separates partial solutions that can still be solved
+from others, and whether its probabilities are calibrated.
 
     python -m experiments.values --models out/sft.pt            # -> out/values.csv, out/calibration.csv, .png
     python -m experiments.values --models out/sft.pt out/states/sft.pt
 
 Partial solutions are a problem with one or more steps, but not all: "random" legal ones, or "own", those of
 the model's samples at temperature 1, wrong ones included. values.csv has the AUC, P(one that can be solved is
-rated above one that cannot), for each number of steps; calibration.csv, of all partial solutions whose value
-is between two tenths, the mean value and the share that can be solved: were they the same, it would mean what
-it says.
+rated above one that cannot), for each number of steps. calibration.csv has, for each tenth of the range of
+values, the mean value and the share that can be solved: with calibrated values the two are equal.
 """
 import os
 
