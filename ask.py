@@ -124,14 +124,12 @@ def show(model, problem, args, live=False):
         write_page(args.html, make_page(), problem, outcome, args.init)
 
 
-def read_problem(text, model, args):
-    """The problem in a text, if this model can be asked it. ValueError says why not."""
-    problem = parse_problem(tidy(text))
+def check_problem(problem, text, model, args):
+    """ValueError says why this model cannot be asked a problem, which was typed as this text."""
     check_level(problem, args)
     check_room(model, [encode(problem.prompt)], args.max_tokens)
     if not state_value(problem, ""):
         raise ValueError(f"{text} has no solution that uses every number once: all ways were tried")
-    return problem
 
 
 def take_its_level(problem, args):
@@ -163,7 +161,9 @@ def converse(model, args):
     print(f"checkpoint {args.init}: {args.task}, level {args.level}, as in {example}; Ctrl-D ends")
     for text in filter(None, typed_lines()):
         try:
-            show(model, read_problem(text, model, args), args, live=True)
+            problem = parse_problem(tidy(text))
+            check_problem(problem, text, model, args)
+            show(model, problem, args, live=True)
         except ValueError as error:
             print(f"error: {error}")
         sys.stdout.flush()
@@ -200,8 +200,9 @@ def main():
         args.budget = args.budget or (STREAM_BUDGETS if args.streams else BUDGETS)[-1]
         if not args.problem:
             return converse(model, args)
-        take_its_level(parse_problem(tidy(args.problem)), args)
-        problem = read_problem(args.problem, model, args)
+        problem = parse_problem(tidy(args.problem))
+        take_its_level(problem, args)
+        check_problem(problem, args.problem, model, args)
     if args.html:
         open_folder(*os.path.split(args.html))          # fails before the search, not after it
     print(f"checkpoint {args.init}\n")

@@ -68,7 +68,7 @@ def false_quotients(problem, state):
     return [(line, left) for line, left in found if TASK.is_solvable(problem, left)]
 
 
-def check(line):
+def check_of(line):
     """
     The check of a division by multiplying, a line such as `?6*7=42` for `42/7=6`, and whether it agrees;
     ("", True) for any other step.

@@ -34,7 +34,7 @@ that are left open (`choose`), and checks of quotients (`check`). On a first rea
 import math
 
 from countdown import TARGETS
-from mistakes import check, false_quotients, near_misses, slip
+from mistakes import check_of, false_quotients, near_misses, slip
 from verify import EOS, TASKS, encode, make_problems, parse_problem
 
 UNSEEN_TARGETS = 14, 39, 41, 57, 62, 81, 87, 89, 96     # as in Stream of Search: never trained on
@@ -125,8 +125,8 @@ class Writer:
         if not self.is_careful:
             return
         for line in lines.splitlines():
-            text, agrees = check(line)
-            self.write(text)
+            check, agrees = check_of(line)
+            self.write(check)
             if not agrees:
                 return
 
@@ -224,7 +224,7 @@ def lesson(task, level, n, rng, step, progress):
         return make_problems(task, level, n, rng, targets=SEEN_TARGETS, progress=progress)[0]
 
     schedule = WITHOUT_STREAMS if progress <= STREAMS_AFTER else WITH_STREAMS
-    kind = "whole" if progress <= WHOLE_UNTIL else schedule[step % 8]
+    kind = "whole" if progress <= WHOLE_UNTIL else schedule[step % len(schedule)]
     if kind == "plans" and level == 3:
         kind = "first steps"
     if kind == "streams":

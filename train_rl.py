@@ -198,9 +198,10 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
         order = torch.randperm(len(batch["idx"]), generator=generator)
         for rows in order.to(batch["idx"].device).tensor_split(args.minibatches):
             minibatch = take(batch, rows)
-            if not mean_count(len(rows)):   # fewer rows than minibatches
+            n_tokens = mean_count(minibatch["mask"].sum().item())
+            if not n_tokens:                # fewer rows than minibatches
                 continue
-            metrics = gradient(model, minibatch, args)
+            metrics = gradient(model, minibatch, n_tokens, args)
             if args.sft_coef:
                 imitate_teacher(model, demos, args.sft_coef)
             average_gradients(model)
@@ -208,15 +209,15 @@ def learn(model, optimizers, batch, demos, args, lr, seed):
     return {**metrics, "grad_norm": grad_norm, "explained_variance": explained_variance(batch, old_values)}
 
 
-def gradient(model, batch, args):
+def gradient(model, batch, n_tokens, args):
     """
     Add the gradient of the losses, and return what was measured, both means over tokens.
 
-    The sum over tokens is divided by the number of tokens in all completions together (as in DAPO): each
-    token weighs the same. Were it divided by the length of each completion, a long wrong one would be
+    The sum over tokens is divided by n_tokens, those of all completions together (as in DAPO): each token
+    weighs the same. Were it divided by the length of each completion, a long wrong one would be
     penalised less per token, and wrong answers would grow (Dr. GRPO).
     """
-    n_tokens, metrics = mean_count(batch["mask"].sum().item()), dict.fromkeys(MEASURED, 0.0)
+    metrics = dict.fromkeys(MEASURED, 0.0)
     for _, part in by_length(batch):
         loss, measured = losses(model, part, args)
         (loss * part["mask"]).sum().div(n_tokens).backward()

@@ -14,7 +14,7 @@ from common import choose_task
 from experiments.bounds import CURES, cured
 from experiments.recovery import BEGINNINGS, begun, next_line
 from experiments.streams import by_length, curve, faults
-from mistakes import check, false_quotients, helpful_results, near_misses, slip
+from mistakes import check_of, false_quotients, helpful_results, near_misses, slip
 from scripts import run, run_here, table
 from streams import PIECES_PER_STREAM, SEEN_TARGETS, UNSEEN_TARGETS, parts, piece, plans, stream
 from train_sft import make_parser, streams_lesson
@@ -135,7 +135,7 @@ def test_false_quotients_are_near_and_would_help():
             a, b, c = map(int, re.findall("[0-9]+", line)[:3])
             assert a % b and abs(a / b - c) <= 2 and TASK.is_solvable(problem, left)
             assert TASK.step(problem, problem.numbers, line.rstrip()) == (None, f"{a}/{b} is not {c}")
-            assert check(line) == (f"?{c}*{b}={c * b}\n", False)
+            assert check_of(line) == (f"?{c}*{b}={c * b}\n", False)
     assert false_quotients(parse_problem("86 20 6>18"), (86, 20, 6)) == [("86/20=3,6 3\n", (6, 3))]
     assert false_quotients(parse_problem("5 0>18"), (5, 0)) == []
 
@@ -145,7 +145,7 @@ def test_false_quotients_are_near_and_would_help():
     ("5/0=0,0", ("?0*0=0\n", False)),
     ("42*7=294,294", ("", True)), ("42-7=36,36", ("", True)), ("x", ("", True)), ("", ("", True))])
 def test_what_checks_a_step(line, expected):
-    assert check(line) == expected
+    assert check_of(line) == expected
 
 
 def test_choices_are_open_to_what_is_legal_and_was_not_tried():
